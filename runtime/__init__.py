@@ -1,0 +1,1 @@
+"""One container on one host: namespaces, cgroups, root file system, network, security, CRIU."""
