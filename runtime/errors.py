@@ -1,13 +1,13 @@
 """What can go wrong in `runtime`, as one family.
 
 RuntimeFault
- +-- BadInput       what the caller gave is wrong (a size, a name, a field of a spec): nothing was touched
+ +-- BadInput       what the caller gave is wrong (a size, a name, a spec's field): nothing changed
  +-- NotFound       the thing named isn't there
  +-- Conflict       the thing named is there already, or in somebody else's hands
  +-- Unsupported    right in itself, but this host, kernel or CRIU can't do it: another host may
  +-- NotPermitted   the kernel refused for want of a privilege
  +-- WrongState     the transition isn't possible from the state that the thing is in
- +-- TimedOut       it took longer than allowed; the state was put back, or the text says that it wasn't
+ +-- TimedOut       it took longer than allowed; the state was put back, or the text says it wasn't
  +-- SystemFault    a system call or a program failed for another reason
 
 A kind exists only where a caller acts differently on it. Exit codes are not known here: they are
