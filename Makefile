@@ -1,0 +1,50 @@
+# Everything that one does with this checkout. `make` shows the list.
+# Each target brings what it needs and can be repeated; nothing is done that is done already.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PREFIX ?= /usr/local
+VENV := .venv
+PYTEST := $(VENV)/bin/python -m pytest
+# Extra words for pytest: make test ARGS='-k redis -x'
+ARGS ?=
+
+.PHONY: help setup demo test test-unit lint install uninstall bench clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+setup: ## Debian packages, CRIU and .venv, whatever of them is missing
+	@scripts/setup test
+
+demo: ## a Redis server moves between two hosts on this machine while a client writes
+	@scripts/setup demo
+	@$(VENV)/bin/python examples/demo.py
+
+lint: setup ## style, types, import rules
+	@scripts/lint
+
+test: setup lint ## lint, then every test (needs root)
+	@$(PYTEST) $(ARGS)
+
+test-unit: setup ## the tests that need no root
+	@$(PYTEST) tests/unit $(ARGS)
+
+bench: setup ## every benchmark; each prints its ratios
+	@shopt -s nullglob; for script in benchmarks/bench_*.py; do \
+	  echo "== $$script"; $(VENV)/bin/python "$$script" $(ARGS); done
+
+install: ## ckpt for this machine: $(PREFIX)/bin/ckpt, in an environment of its own
+	@scripts/setup run
+	@scripts/install "$(PREFIX)"
+
+uninstall: ## take away what `make install` made, and the private CRIU; data stays
+	@scripts/install --remove "$(PREFIX)"
+
+clean: ## take away what was made in this checkout
+	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
+	  .hypothesis .import_linter_cache benchmarks/out
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
