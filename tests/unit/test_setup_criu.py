@@ -126,7 +126,7 @@ def _program(path: Path, text: str) -> Path:
     ("body", "reason"),
     [
         ("echo Version: 3.17.1", "version 3.17.1 is older than 4.1"),
-        ("echo cannot load libfoo.so >&2; exit 127", "criu: cannot load libfoo.so"),
+        ("echo cannot load libfoo.so >&2; exit 127", "cannot load libfoo.so"),
     ],
 )
 def test_a_criu_that_cannot_be_used_is_refused_by_reason(
@@ -141,7 +141,7 @@ def test_a_failing_check_is_a_reason(
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     body = 'if [ "$1" = check ]; then echo "Error (x.c:1): no"; exit 1; fi; echo Version: 4.2'
     reason = script.why_unusable(_program(tmp_path / "criu", body))
-    assert reason == "criu: Error (x.c:1): no"
+    assert reason == "Error (x.c:1): no"
 
 
 def test_a_directory_that_is_not_its_own_is_not_removed(tmp_path: Path) -> None:
