@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -60,6 +61,10 @@ class Checkpoint:
         except FileNotFoundError as error:
             raise NotFound(doing="opening", target=part.label, why="it is missing") from error
         except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):
+                raise Corrupt(
+                    doing="opening", target=part.label, why="not a regular file"
+                ) from error
             raise os_fault(error, doing="opening", target=part.label) from error
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
