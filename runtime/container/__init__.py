@@ -1,0 +1,1 @@
+"""A container as a record on disk, its states, and who may change them."""

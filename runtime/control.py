@@ -1,0 +1,136 @@
+"""Talking to a container's monitor, and starting one. The other end is runtime/monitor/__main__.py."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import NotFound, SystemFault, TimedOut, WrongState
+from runtime.files import publish_json
+from runtime.paths import ContainerPaths
+
+MONITOR = Path(__file__).parent / "monitor" / "__main__.py"
+PACKET = 1 << 18
+
+
+class Control:
+    """One connection to a monitor. Close it, or use it as a context manager."""
+
+    def __init__(self, sock: socket.socket, name: str) -> None:
+        self.sock = sock
+        self._name = name
+
+    @classmethod
+    def connect(cls, paths: ContainerPaths, name: str) -> Control:
+        """Raises WrongState when no monitor is there: the container is not running."""
+        try:
+            directory = os.open(paths.run, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise _not_running(name) from None
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            sock.connect(f"/proc/self/fd/{directory}/ctl")
+        except (FileNotFoundError, ConnectionRefusedError):
+            sock.close()
+            raise _not_running(name) from None
+        finally:
+            os.close(directory)
+        return cls(sock, name)
+
+    def __enter__(self) -> Control:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def send(self, **message: Any) -> None:
+        try:
+            self.sock.send(json.dumps(message).encode())
+        except OSError:
+            raise SystemFault(
+                doing="speaking to the monitor of", target=self._name, why="it is gone"
+            ) from None
+
+    def receive(self, timeout: float | None = None) -> dict[str, Any]:
+        """The next JSON message. TIMEOUT in seconds. Raises TimedOut; SystemFault when the monitor is gone."""
+        self.sock.settimeout(timeout)
+        try:
+            data = self.sock.recv(PACKET)
+        except TimeoutError:
+            raise TimedOut(
+                doing="waiting for the monitor of",
+                target=self._name,
+                why=f"no answer in {timeout:g} s",
+                retry=True,
+            ) from None
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            raise SystemFault(
+                doing="waiting for the monitor of", target=self._name, why="it ended"
+            )
+        message: dict[str, Any] = json.loads(data)
+        return message
+
+    def call(self, op: str, *, timeout: float = 30.0, **values: Any) -> dict[str, Any]:
+        """Ask, and return the answer. An error of the monitor becomes WrongState."""
+        self.send(op=op, **values)
+        return self.expect(timeout, doing=op)
+
+    def expect(self, timeout: float | None, *, doing: str) -> dict[str, Any]:
+        answer = self.receive(timeout)
+        if "error" in answer:
+            fault = WrongState(doing=doing, target=self._name, why=answer["error"])
+            fault.code = answer.get("code")  # type: ignore[attr-defined]
+            raise fault
+        return answer
+
+
+def _not_running(name: str) -> WrongState:
+    return WrongState(
+        doing="reaching",
+        target=f"container {name}",
+        why="it is not running",
+        hint=f"ckpt ps --all; ckpt start {name}",
+    )
+
+
+def spawn_monitor(paths: ContainerPaths, plan: dict[str, Any], name: str) -> Control:
+    """Start a monitor on PLAN, detached from us, and return the connection to it."""
+    paths.run.mkdir(mode=0o711, parents=True, exist_ok=True)
+    publish_json(paths.plan, plan)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with open(paths.home / "monitor.err", "ab") as errors:
+        argv = [sys.executable, "-I", "-S", str(MONITOR), str(paths.plan), str(theirs.fileno())]
+        # Forked once more by a shell-less trick: the child of our child is nobody's, so that no zombie of a long-lived
+        # caller remains and the caller's end does not matter.
+        launcher = [sys.executable, "-I", "-S", "-c", _DETACH, *argv]
+        done = subprocess.run(
+            launcher,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            pass_fds=[theirs.fileno()],
+            cwd="/",
+        )
+    theirs.close()
+    if done.returncode:
+        ours.close()
+        raise SystemFault(doing="starting the monitor of", target=name, why="fork failed")
+    return Control(ours, name)
+
+
+_DETACH = "import os,sys\nif os.fork()==0: os.execv(sys.argv[1],sys.argv[1:])\n"
+
+
+def require_monitor_program() -> None:
+    if not MONITOR.is_file():
+        raise NotFound(doing="looking for", target=str(MONITOR), why="the installation is broken")

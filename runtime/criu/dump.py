@@ -1,0 +1,146 @@
+"""One `criu dump`, from preparing to the verdict.
+
+    Dumper(...)          the hooks' pipes are there, nothing has started
+    start()              CRIU runs and comes to the hook `pre-dump`: nothing is frozen yet
+    freeze()             lets it go on; from here the frozen window is open
+    dumped()             waits until everything is dumped (hook `post-dump`), tasks still frozen
+    kill() | resume()    the verdict: the tasks die with CRIU's success, or run on
+
+The image files go their own way: the caller runs the streaming protocol's other end on the directory meanwhile.
+Whatever happens to us, CRIU ends with the tasks running again: see hook.sh, and the death signal set here.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from runtime.criu import failures, options
+from runtime.criu.binary import Criu
+from runtime.criu.hooks import Asked, Hooks
+from runtime.errors import TimedOut
+
+HOOKS = ("pre-dump", "post-dump")
+
+
+# From util-linux: a death signal without code of ours between fork and exec, where threads would make it unsafe.
+_DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL")
+
+
+class Dumper:
+    """CRIU as our child. Use as a context manager: leaving it without a verdict resumes the tasks."""
+
+    def __init__(
+        self,
+        criu: Criu,
+        *,
+        pid: int,
+        work: Path,
+        externals: Iterable[tuple[str, str]],
+        own_network: bool,
+        leave_running: bool,
+        target: str,
+        timeout: int = 20,
+    ) -> None:
+        self._target = target
+        self.log = work / "dump.log"
+        self._timeout = timeout
+        self._hooks = Hooks(HOOKS)
+        # CRIU limits the path of its images' directory; a descriptor of ours has a short one.
+        self.directory = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._argv = options.dump_argv(
+            criu.path,
+            pid=pid,
+            images=f"/proc/{os.getpid()}/fd/{self.directory}",
+            log="dump.log",
+            externals=externals,
+            own_network=own_network,
+            leave_running=leave_running,
+            timeout=timeout,
+        )
+        self._argv += self._hooks.options
+        self._process: subprocess.Popen[bytes] | None = None
+        self.frozen_ns = 0
+        """CLOCK_REALTIME just before the first task was stopped."""
+        self.dumped_ns = 0
+
+    def __enter__(self) -> Dumper:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+        self._hooks.close()
+        os.close(self.directory)
+
+    def start(self) -> None:
+        """Start CRIU and wait until it is ready to freeze: its own preparations are not part of the frozen window."""
+        self._process = subprocess.Popen(
+            [*_DIE_WITH_US, *self._argv],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, **self._hooks.environment},
+            start_new_session=True,
+        )
+        self._wait_for("pre-dump", 30.0, lambda: None)
+
+    def freeze(self) -> None:
+        self.frozen_ns = time.time_ns()
+        self._hooks.answer(0)
+
+    def dumped(self, limit: float, check: Callable[[], None]) -> None:
+        """Wait, at most LIMIT seconds, until everything is dumped. CHECK is called now and then and may raise."""
+        self.dumped_ns = self._wait_for("post-dump", limit, check).at_ns
+
+    def kill(self) -> None:
+        """The verdict "it lives on elsewhere": CRIU kills the tasks. Raises CriuFault if it failed at that."""
+        self._hooks.answer(0)
+        status = self._finish()
+        if status:
+            raise failures.translate(
+                self.log, doing="ending the dump of", target=self._target, status=status
+            )
+
+    def resume(self) -> None:
+        """The verdict "it stays": CRIU undoes what it did, and the tasks run on."""
+        self._hooks.answer(1)
+        self._finish()
+
+    def finish_running(self) -> None:
+        """For a dump that leaves the tasks running: let CRIU end well."""
+        self.kill()
+
+    def _finish(self) -> int:
+        assert self._process is not None
+        try:
+            return self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
+    def _wait_for(self, action: str, limit: float, check: Callable[[], None]) -> Asked:
+        assert self._process is not None
+        until = time.monotonic() + limit
+        while time.monotonic() < until:
+            check()
+            asked = self._hooks.next(0.05)
+            if asked is not None and asked.action == action:
+                return asked
+            status = self._process.poll()
+            if status is not None:
+                raise failures.translate(
+                    self.log, doing="dumping", target=self._target, status=status
+                )
+        self._process.kill()
+        raise TimedOut(
+            doing="dumping",
+            target=self._target,
+            why=f"CRIU did not come to {action} in {limit:g} s; the container runs on",
+            hint=f"its log is {self.log}",
+            retry=True,
+        )

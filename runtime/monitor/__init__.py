@@ -1,0 +1,1 @@
+"""The small process per container that outlives the CLI (see `__main__`)."""

@@ -1,0 +1,52 @@
+"""OCI hooks (runtime-spec, config.md "POSIX-platform Hooks"): programs that get the container's state on stdin."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+
+def run(hooks: list[dict], state: dict) -> None:
+    """Run each in order; raises ChildProcessError, naming the hook, when one fails or exceeds its timeout (s)."""
+    for hook in hooks:
+        _run(hook, json.dumps(state).encode())
+
+
+def _run(hook: dict, state: bytes) -> None:
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.dup2(read, 0)
+            os.closerange(3, 1024)
+            env = dict(entry.split("=", 1) for entry in hook.get("env", []))
+            os.execve(hook["path"], hook.get("args") or [hook["path"]], env)
+        finally:
+            os._exit(127)
+    os.close(read)
+    try:
+        os.write(write, state)
+    except BrokenPipeError:
+        pass
+    os.close(write)
+    status = _wait(pid, hook.get("timeout"))
+    if status is None:
+        raise ChildProcessError(f"hook {hook['path']} did not end in {hook['timeout']} s")
+    if status:
+        raise ChildProcessError(f"hook {hook['path']} failed with status {status}")
+
+
+def _wait(pid: int, timeout: float | None) -> int | None:
+    if timeout is None:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    until = time.monotonic() + timeout
+    while time.monotonic() < until:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
