@@ -21,7 +21,7 @@ def apply_capabilities(
     """Become `uid`, `gid`, `groups` with the capabilities of `plan` and no others, for good.
 
     `plan` is `Capabilities.plan()`: masks "bounding", "permitted", "effective", "inheritable" and
-    the list "ambient". What this process itself lacks is left out: nobody can give it. Raises OSError.
+    the list "ambient". What this process lacks is left out: it can't give it. Raises OSError.
 
     The order is the kernel's (capabilities(7)): dropping from the bounding set and changing ids
     need capabilities of their own, so they come first; setuid would take the permitted set away

@@ -1,4 +1,4 @@
-"""Capabilities by name, and which ones a container gets (capabilities(7), OCI config, "Linux Process")."""
+"""Capabilities by name, and which ones a container gets (capabilities(7), OCI config)."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Capabilities:
 
     @classmethod
     def from_spec(cls, spec: Mapping[str, Any] | None) -> Capabilities:
-        """From the spec's `process.capabilities`; without it the process gets none. Raises BadInput.
+        """From the spec's `process.capabilities`; without it: none. Raises BadInput.
 
         Sets that the kernel would refuse together are refused here by name: more effective than
         permitted, or ambient beyond permitted and inheritable.
@@ -134,12 +134,12 @@ class Capabilities:
         that a user who isn't root starts.
         """
         dropped, added = _with_all(drop), _with_all(add)
-        start = {NUMBERS[name] for name in DEFAULT} if added is not None else set(NUMBERS.values())
-        if dropped is None:
-            start = set()
-        chosen = frozenset((start - (dropped or set())) | (added or set()))
+        everything = set(NUMBERS.values())
         if added is None:
-            chosen = frozenset(NUMBERS.values()) - (dropped or set())
+            start = everything
+        else:
+            start = set() if dropped is None else {NUMBERS[name] for name in DEFAULT}
+        chosen = frozenset((start - (dropped or set())) | (added or set()))
         return cls(bounding=chosen, effective=chosen, permitted=chosen)
 
     def to_spec(self) -> dict[str, list[str]]:
