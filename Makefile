@@ -38,7 +38,7 @@ bench: setup ## every benchmark; each prints its ratios
 	  echo "== $$script"; $(VENV)/bin/python "$$script" $(ARGS); done
 
 install: ## ckpt for this machine: $(PREFIX)/bin/ckpt, in an environment of its own
-	@scripts/setup run
+	@scripts/setup install
 	@scripts/install "$(PREFIX)"
 
 uninstall: ## take away what `make install` made, and the private CRIU; data stays
