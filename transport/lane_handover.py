@@ -38,6 +38,7 @@ READY = b"ckpt lane ready\n"
 _VERDICT = b"F"
 _TOKEN_BYTES = 32
 _GREETING_TIMEOUT = 5.0
+_UCRED = struct.Struct("3i")  # pid, uid, gid: unix(7)
 
 
 class HandedReader(LaneReader):
