@@ -27,6 +27,7 @@ import secrets
 import socket
 import struct
 import threading
+from array import array
 from pathlib import Path
 
 from transport.errors import LinkLost, TransportFault
@@ -165,6 +166,18 @@ class LaneServer:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _receive_with_fds(peer: socket.socket, size: int) -> tuple[bytes, list[int]]:
+    """As socket.recv_fds, which ignores its flags in Python 3.11: without MSG_CMSG_CLOEXEC a
+    child that starts at that moment would inherit the lane and keep it open."""
+    room = socket.CMSG_SPACE(4 * array("i").itemsize)
+    data, ancillary, _, _ = peer.recvmsg(size, room, socket.MSG_CMSG_CLOEXEC)
+    fds = array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: len(content) - len(content) % fds.itemsize])
+    return data, list(fds)
 
 
 def lane_main(token: str, socket_path: str) -> None:
