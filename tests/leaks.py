@@ -80,23 +80,33 @@ def _processes() -> Iterator[str]:
 def processes_of_run(tag: str) -> list[int]:
     """Processes with a run's tag in their environment, or whose root lies in its directories.
 
-    A container's processes have an environment of their own; their root is an overlay whose upper
-    directory lies in the run's directory. Only the root mount is looked at: any other mount may be
-    seen by processes which have nothing to do with the run.
+    A monitor keeps little of the environment that it was started with, but its CKPT_ROOT lies in
+    one of the run's directories. A container's processes have an environment of their own; their
+    root is an overlay whose upper directory lies there. Only the root mount is looked at: any other
+    mount may be seen by processes which have nothing to do with the run.
     """
     found = []
-    variable = f"{runtag.VARIABLE}={tag}".encode()
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            environment = (entry / "environ").read_bytes().split(b"\0")
+            environment = (entry / "environ").read_bytes().decode(errors="replace")
             mounts = (entry / "mountinfo").read_text()
+            terminal = (entry / "stat").read_text().rpartition(")")[2].split()[4] != "0"
         except OSError:
             continue  # gone, or not ours to read
-        if variable in environment or runtag.carries(root_mount(mounts), tag):
+        if terminal:  # perhaps a person who looks at what a run left
+            environment = environment.replace("CKPT_ROOT=", "")
+        if tag in tags_in_environment(environment) or runtag.carries(root_mount(mounts), tag):
             found.append(int(entry.name))
     return found
+
+
+def tags_in_environment(environment: str) -> set[str]:
+    """Tags in those variables of /proc/PID/environ that tell whose a process is."""
+    telling = (f"{runtag.VARIABLE}=", "CKPT_ROOT=")
+    words = [word for word in environment.split("\0") if word.startswith(telling)]
+    return {tag for word in words for tag in runtag.tags_in(word)}
 
 
 def root_mount(mountinfo: str) -> str:
@@ -125,11 +135,10 @@ def _namespaces() -> Iterator[str]:
 
 
 def cgroups() -> Iterator[str]:
-    """Cgroups that are named ckpt*, and everything below them, in every hierarchy."""
-    for folder, names, _ in os.walk(CGROUP):
-        if "/ckpt" in folder:
+    """Cgroups named ckpt*, and below, in every hierarchy; not the one that all containers share."""
+    for folder, _, _ in os.walk(CGROUP):
+        if "/ckpt" in folder and os.path.basename(folder) not in ("ckpt", "ckpt.slice"):
             yield folder
-        names.sort()
 
 
 def _links() -> Iterator[str]:

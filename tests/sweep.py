@@ -14,7 +14,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from tests import leaks, runtag
@@ -34,18 +34,17 @@ def dead_runs() -> set[str]:
     if os.path.isdir("/run/netns"):
         for entry in Path("/run/netns").glob("ckpt*"):
             tags |= runtag.tags_in(entry.name)
-    variable = f"{runtag.VARIABLE}=".encode()
     for environ in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
-            for word in environ.read_bytes().split(b"\0"):
-                if word.startswith(variable):
-                    tags |= runtag.tags_in(word.decode(errors="replace"))
+            tags |= leaks.tags_in_environment(environ.read_bytes().decode(errors="replace"))
     return {tag for tag in tags if not runtag.is_alive(tag)}
 
 
 def sweep(tag: str) -> list[str]:
     """Remove everything of one run; return what was found, a line each."""
-    found = _kill(pid for pid in leaks.processes_of_run(tag) if pid != os.getpid())
+    processes = [pid for pid in leaks.processes_of_run(tag) if pid != os.getpid()]
+    inhabited = _cgroups_of(processes)
+    found = _kill(processes)
     found += _remove_namespaces(tag)
     for folder in FOLDERS:
         if os.path.isdir(folder):
@@ -53,7 +52,7 @@ def sweep(tag: str) -> list[str]:
                 if runtag.carries(entry.name, tag):
                     found += clear(entry)
                     found.append(str(entry))
-    found += _remove_cgroups(tag)
+    found += _remove_cgroups(tag, inhabited)
     return found
 
 
@@ -128,11 +127,25 @@ def _remove_namespaces(tag: str) -> list[str]:
     return found
 
 
-def _remove_cgroups(tag: str) -> list[str]:
+def _cgroups_of(pids: Iterable[int]) -> set[str]:
+    """The cgroups of ckpt that processes are in, as /proc/PID/cgroup calls them."""
+    paths = set()
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            for line in Path("/proc", str(pid), "cgroup").read_text().splitlines():
+                path = line.split(":", 2)[2]
+                if path.startswith("/ckpt") and path not in ("/ckpt", "/ckpt.slice"):
+                    paths.add(path)
+    return paths
+
+
+def _remove_cgroups(tag: str, inhabited: Collection[str]) -> list[str]:
+    """Remove cgroups with the tag in their name, and those where the run's processes were."""
     found = []
     # Children first; rmdir refuses where a process or a child is left.
     for folder in sorted(leaks.cgroups(), key=len, reverse=True):
-        if runtag.carries(folder, tag):
+        was_inhabited = any(f"{folder}/".find(f"{path}/") >= 0 for path in inhabited)
+        if was_inhabited or runtag.carries(folder, tag):
             with contextlib.suppress(OSError):
                 os.rmdir(folder)
                 found.append(f"cgroup {folder}")

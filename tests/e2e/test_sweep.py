@@ -41,6 +41,29 @@ def test_everything_of_a_dead_run_goes(dead_tag: str) -> None:
     assert dead_tag not in sweep.dead_runs()
 
 
+@needs.cgroup_write
+def test_a_daemon_with_an_environment_of_its_own_is_known_by_its_root(dead_tag: str) -> None:
+    root = Path(f"/tmp/ckpt-{dead_tag}-1")
+    root.mkdir()
+    base = Path("/sys/fs/cgroup/memory") if needs.missing("cgroup_v2") else needs.CGROUP
+    cgroup = base / f"ckpt-sweep-test-{os.getpid()}"
+    cgroup.mkdir()
+    daemon = subprocess.Popen(["/bin/sleep", "60"], env={"CKPT_ROOT": str(root)})
+    try:
+        (cgroup / "cgroup.procs").write_text(str(daemon.pid))
+
+        sweep.sweep(dead_tag)
+
+        assert daemon.wait(timeout=5) == -signal.SIGKILL
+        assert not cgroup.exists()
+        assert not root.exists()
+    finally:
+        daemon.kill()
+        daemon.wait()
+        if cgroup.exists():
+            cgroup.rmdir()
+
+
 def test_this_run_is_never_swept_as_dead() -> None:
     root = Path(f"/tmp/ckpt-{runtag.TAG}-not-dead")
     root.mkdir()
