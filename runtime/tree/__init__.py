@@ -5,6 +5,8 @@ diff(old, new) -> Changes       what changed between two snapshots (EMPTY: every
 send(dir, changes, fd) -> Sent  write the changes as a stream
 receive(fd, dir) -> Received    apply a stream, whoever wrote it
 tree_digest(dir) -> str         equal trees have equal digests
+known(old, new, changes, missed)  what the other end has then: the next round's old
+remove_tree(dir)                delete it, however deep
 Synchroniser(dir).round(fd)     the three steps of the source, round after round
 """
 
@@ -15,6 +17,7 @@ from .ids import IdShift
 from .index import EMPTY, Changes, Entry, Index, diff, known, snapshot
 from .mapped import below, shared_writable
 from .receive import Received, receive
+from .remove import remove_tree
 from .send import BlockMap, Sent, send
 from .sync import Synchroniser
 
@@ -32,6 +35,7 @@ __all__ = [
     "diff",
     "known",
     "receive",
+    "remove_tree",
     "send",
     "shared_writable",
     "snapshot",

@@ -51,6 +51,13 @@ def check_path(path: bytes) -> None:
             raise ValueError(f"a component of the path is longer than {MAX_NAME} bytes")
 
 
+def shown(path: bytes, directory: str = "") -> str:
+    """`path`, below `directory`, for an error text: bytes that aren't printable are escaped."""
+    text = os.path.join(os.fsencode(directory), path) if path else os.fsencode(directory)
+    readable = text.decode("utf-8", "backslashreplace")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in readable)
+
+
 def open_beneath(
     root_fd: int, path: bytes, flags: int, *, mode: int = 0, cross_mounts: bool = True
 ) -> int:

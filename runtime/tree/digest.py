@@ -17,7 +17,7 @@ from blake3 import blake3
 
 from runtime.errors import RuntimeFault, Unsupported, from_os_error
 
-from .beneath import open_beneath, open_regular
+from .beneath import open_beneath, open_regular, shown
 from .content import BLOCK, block_hashes, content_digest
 from .ids import IdShift
 from .index import Entry, Index, hard_links, is_whiteout, scan
@@ -174,7 +174,7 @@ class _Digest:
             raise self._fault(path, error) from error
 
     def _fault(self, path: bytes, error: OSError | ValueError) -> RuntimeFault:
-        where = os.path.join(self._name, os.fsdecode(path))
+        where = shown(path, self._name)
         if isinstance(error, OSError):
             return from_os_error(error, doing="hashing", target=where)
         return Unsupported(doing="hashing", target=where, why=str(error))

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 from runtime.errors import Unsupported, from_os_error
 
-from .beneath import MAX_PATH, open_beneath
+from .beneath import MAX_PATH, open_beneath, shown
 
 _TICK_NS = 20_000_000  # two ticks at the slowest clock (CONFIG_HZ=100)
 _GONE = (FileNotFoundError, NotADirectoryError)
@@ -110,7 +110,7 @@ def scan(
         except _GONE:
             found.pop(path, None)  # removed, or replaced, while we walk: the next walk sees it
         except OSError as error:
-            where = os.path.join(name, os.fsdecode(path))
+            where = shown(path, name)
             raise from_os_error(error, doing="reading the tree", target=where) from error
         except ValueError as error:
             raise Unsupported(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from runtime.errors import BadInput, from_os_error
 
 from . import stream
+from .beneath import shown
 from .ids import IdShift
 from .kernel import punch_hole
 from .meta import Meta
@@ -73,7 +74,7 @@ class _Receiver:
 
     def where(self, directory: str) -> str:
         """The file that is being worked at."""
-        return os.path.join(directory, os.fsdecode(self._path or b""))
+        return shown(self._path or b"", directory)
 
     def close(self) -> None:
         """Close what a failure left open."""

@@ -19,7 +19,7 @@ from operator import itemgetter
 
 from runtime.errors import Conflict, RuntimeFault, Unsupported, from_os_error
 
-from .beneath import open_beneath, open_regular
+from .beneath import open_beneath, open_regular, shown
 from .content import BLOCK, HASH, block_hashes, data_ranges, read_at, scratch, windows, zero_hashes
 from .ids import IdShift
 from .index import Changes, Entry, is_whiteout
@@ -73,7 +73,7 @@ def send(
         finally:
             os.close(root_fd)
     except _Failed as failure:
-        where = os.path.join(directory, os.fsdecode(failure.path))
+        where = shown(failure.path, directory)
         cause = failure.__cause__
         if isinstance(cause, OSError):
             raise from_os_error(cause, doing="sending", target=where) from cause
