@@ -48,7 +48,9 @@ def test_a_daemon_with_an_environment_of_its_own_is_known_by_its_root(dead_tag: 
     base = Path("/sys/fs/cgroup/memory") if needs.missing("cgroup_v2") else needs.CGROUP
     cgroup = base / f"ckpt-sweep-test-{os.getpid()}"
     cgroup.mkdir()
-    daemon = subprocess.Popen(["/bin/sleep", "60"], env={"CKPT_ROOT": str(root)})
+    daemon = subprocess.Popen(
+        ["/bin/sleep", "60"], env={"CKPT_ROOT": str(root)}, start_new_session=True
+    )
     try:
         (cgroup / "cgroup.procs").write_text(str(daemon.pid))
 
