@@ -57,8 +57,9 @@ def main(root: str, workload: str, *arguments: str) -> None:
     os.rmdir("/tmp/old")
     os.closerange(0, 1024)
     os.open("/dev/null", os.O_RDWR)
-    os.dup(0)
-    os.dup(0)
+    os.dup2(0, 1)
+    os.dup2(0, 2)
+    os.set_inheritable(0, True)
     python = "/usr/bin/python3"
     # The run's tag, by which an aborted run's processes are found.
     environment = {k: v for k, v in os.environ.items() if k in ("PATH", "CKPT_TEST_RUN")}

@@ -92,21 +92,22 @@ def log_of(folder: Path) -> str:
     return "\n".join(lines[-30:])
 
 
-def dump(
-    workload: Workload, folder: Path, sink: Sink, *, leave_running: bool = False, **options: object
-) -> object:
+def dump(workload: Workload, folder: Path, sink: Sink, **options: object) -> object:
     """criu dump --stream into the sink; returns the CaptureReport."""
     work = folder / "d"
     work.mkdir(exist_ok=True)
     capture = Capture(str(work))
     running = InThread(lambda: capture.run(sink, **options))  # type: ignore[arg-type]
-    log = work / "dump.log"
-    extra = ["--leave-running"] if leave_running else []
-    argv = _criu("dump", "--stream", "-D", work, "-t", str(workload.pid), *DUMP, *extra)
-    done = subprocess.run([*argv, "-v4", "-o", log], stdin=subprocess.DEVNULL)
+    criu = criu_dump(workload, work)
     report = running.join()
-    assert done.returncode == 0, log_of(log)
+    assert criu.wait(60) == 0, log_of(work / "dump.log")
     return report
+
+
+def criu_dump(workload: Workload, work: Path, *more: str) -> subprocess.Popen[bytes]:
+    """Start criu dump --stream in a work directory that has the streamer's socket."""
+    argv = _criu("dump", "--stream", "-D", work, "-t", str(workload.pid), *DUMP, *more)
+    return subprocess.Popen([*argv, "-v4", "-o", work / "dump.log"], stdin=subprocess.DEVNULL)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import fcntl
 import hashlib
+import mmap
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -164,6 +166,25 @@ def test_a_full_disk_is_named(mover: Mover, tmp_path: Path, copy: bool) -> None:
     with source_of("file", DATA, tmp_path) as source, pytest.raises(NoSpace):
         mover.move(source, full, 100, copy=copy)
     os.close(full)
+
+
+@pytest.mark.parametrize("copy", [True, False])
+def test_copied_bytes_do_not_follow_the_memory_that_they_came_from(
+    mover: Mover, copy: bool
+) -> None:
+    """CRIU's pipes hold the tasks' own pages; spliced on, they still are. Only a copy is safe."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    memory = mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory[:6] = b"before"
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    vector = (ctypes.c_size_t * 2)(address, 4096)
+    first, second = os.pipe(), os.pipe()
+    assert libc.vmsplice(first[1], vector, 1, 0) == 4096
+    mover.move(first[0], second[1], 4096, copy=copy)
+    memory[:6] = b"after!"
+    assert os.read(second[0], 6) == (b"before" if copy else b"after!")
+    for fd in (*first, *second):
+        os.close(fd)
 
 
 def test_the_blocking_mode_of_a_descriptor_comes_back() -> None:
