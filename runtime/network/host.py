@@ -90,6 +90,7 @@ def prepare(config: NetworkConfig, container_id: str, *, root_dir: str | Path) -
         mtu=config.mtu,
         addresses=config.addresses,
         gateways=config.gateways,
+        hairpin=bool(config.ports),
     )
 
 
@@ -239,6 +240,10 @@ def _make_bridge(own: plan.OwnBridge, sock: nl.Socket, mtu: int, root: str) -> N
     what = f"bridge {own.name}"
     # Published ports answer on 127.0.0.1 too; the firewall keeps containers from the host's own.
     _sysctl(f"ipv4/conf/{own.name}/route_localnet", "1")
+    if any(subnet.version == 6 for subnet in own.subnets):
+        # The bridge asks for its containers' MACs from its link-local address, which would be
+        # unusable for a second while the kernel makes sure that it is unique. It is.
+        _sysctl(f"ipv6/conf/{own.name}/accept_dad", "0")
     sock.request(
         links.change(link.index, what, up=True),
         *(links.add_address(link.index, str(gateway)) for gateway in own.gateways()),

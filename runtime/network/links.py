@@ -20,11 +20,12 @@ _IFF_UP = 0x1
 _IFF_NOARP = 0x80
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
-_IFLA_MASTER, _IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_IFALIAS = 10, 16, 18, 20
+_IFLA_MASTER, _IFLA_PROTINFO, _IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_IFALIAS = 10, 12, 16, 18, 20
 _IFLA_NET_NS_FD = 28
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _VETH_INFO_PEER = 1
 _IFLA_BR_STP_STATE = 5
+_IFLA_BRPORT_MODE = 4
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS = 1, 2, 8
 _IFA_F_NODAD = 0x02
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
@@ -160,6 +161,17 @@ def change(
     if alias is not None:
         body += nl.text(_IFLA_IFALIAS, alias)
     return nl.Message(nl.RTM_NEWLINK, body, what)
+
+
+def hairpin(index: int, what: str) -> nl.Message:
+    """Let a bridge's port send a frame back to where it came from.
+
+    Where bridged IP passes the firewall (net.bridge.bridge-nf-call-iptables), a container's packet
+    to its own published port is translated inside the bridge, and never leaves it.
+    """
+    body = _IFINFO.pack(socket.AF_BRIDGE, 0, index, 0, 0)
+    body += nl.nested(_IFLA_PROTINFO, nl.u8(_IFLA_BRPORT_MODE, 1))
+    return nl.Message(nl.RTM_SETLINK, body, what)
 
 
 def delete(index: int, what: str) -> nl.Message:

@@ -62,7 +62,7 @@ class Prepared:
     """
 
     __slots__ = (
-        "addresses", "bridge", "container_id", "gateways", "host_end",
+        "addresses", "bridge", "container_id", "gateways", "hairpin", "host_end",
         "interface", "kind", "mac", "mtu", "root_dir",
     )  # fmt: skip
 
@@ -79,6 +79,7 @@ class Prepared:
         mtu: int = 1500,
         addresses: tuple[str, ...] | list[str] = (),
         gateways: tuple[str, ...] | list[str] = (),
+        hairpin: bool = False,
     ) -> None:
         self.container_id = container_id
         self.root_dir = root_dir
@@ -90,6 +91,7 @@ class Prepared:
         self.mtu = mtu
         self.addresses = tuple(addresses)
         self.gateways = tuple(gateways)
+        self.hairpin = hairpin
 
     def to_dict(self) -> dict[str, Any]:
         raw = {name: getattr(self, name) for name in self.__slots__}
@@ -220,10 +222,13 @@ def attach(prepared: Prepared) -> None:
             end, bridge = _need(sock, prepared.host_end), _need(sock, prepared.bridge)
             what = f"{prepared.host_end} to bridge {prepared.bridge}"
             # First up, then a port: the other way round the carrier would come late (see above).
-            sock.request(
+            messages = [
                 links.change(end.index, what, up=True),
                 links.change(end.index, what, master=bridge.index),
-            )
+            ]
+            if prepared.hairpin:
+                messages.append(links.hairpin(end.index, what))
+            sock.request(*messages)
     except OSError as error:
         raise from_os_error(error, doing="attaching", target=_what(error)) from error
 

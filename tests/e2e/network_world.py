@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,8 +25,36 @@ from tests import runtag
 T = TypeVar("T")
 
 
+class Place:
+    """Where programs can be started."""
+
+    def argv(self, *argv: str) -> list[str]:
+        """The command line that starts ARGV there."""
+        raise NotImplementedError
+
+    def sh(self, *argv: str, check: bool = True) -> str:
+        """A program's output."""
+        return run(*self.argv(*argv), check=check)
+
+    def python(self, code: str, check: bool = True) -> str:
+        return self.sh(sys.executable, "-c", code, check=check)
+
+    @contextlib.contextmanager
+    def serving(self, port: int, address: str = "::", kind: str = "tcp") -> Iterator[None]:
+        """A server that answers each connection (datagram) with its peer's address."""
+        argv = self.argv(sys.executable, "-c", _SERVER, address, str(port), kind)
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE)
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"serving\n"
+            yield
+        finally:
+            process.kill()
+            process.communicate()
+
+
 @dataclass
-class Host:
+class Host(Place):
     """A network namespace, and a thread that lives in it."""
 
     name: str
@@ -51,18 +78,11 @@ class Host:
         self._pool.shutdown()
         ip("netns", "delete", self.name)
 
-    def sh(self, *argv: str, check: bool = True) -> str:
-        """A program's output, run in this host's namespace."""
-        return self.on(run, *argv, check=check)
-
-    def python(self, code: str, check: bool = True) -> str:
-        return self.sh(sys.executable, "-c", code, check=check)
+    def argv(self, *argv: str) -> list[str]:
+        return ["nsenter", f"--net=/run/netns/{self.name}", *argv]
 
     def links(self) -> dict[str, dict[str, Any]]:
         return {link["ifname"]: link for link in json.loads(self.sh("ip", "-j", "-d", "link"))}
-
-    def tables(self) -> list[str]:
-        return self.sh("nft", "list", "tables").split("\n")
 
     def plugged(
         self, container: Container, config: NetworkConfig, *, attach: bool = True
@@ -80,7 +100,7 @@ class Host:
         self.on(host.destroy, config, container.identity, root_dir=self.root)
 
 
-class Container:
+class Container(Place):
     """A process in namespaces of its own, from which other programs can be started."""
 
     def __init__(self, identity: str) -> None:
@@ -99,34 +119,9 @@ class Container:
         head = ["nsenter", "--user", "--net", "--preserve-credentials", "--target", str(self.pid)]
         return [*head, *argv]
 
-    def sh(self, *argv: str, check: bool = True) -> str:
-        return run(*self.argv(*argv), check=check)
-
-    def python(self, code: str, check: bool = True) -> str:
-        return self.sh(sys.executable, "-c", code, check=check)
-
-    @contextlib.contextmanager
-    def serving(self, port: int, address: str = "::", kind: str = "tcp") -> Iterator[None]:
-        """A server that answers each connection (datagram) with its peer's address."""
-        argv = self.argv(sys.executable, "-c", _SERVER, address, str(port), kind)
-        with serving(argv):
-            yield
-
     def close(self) -> None:
         self._process.kill()
         self._process.communicate()
-
-
-@contextlib.contextmanager
-def serving(argv: list[str]) -> Iterator[None]:
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"serving\n"
-        yield
-    finally:
-        process.kill()
-        process.communicate()
 
 
 _SERVER = """
@@ -154,12 +149,12 @@ import socket, sys
 address, port, kind = {address!r}, {port}, {kind!r}
 try:
     if kind == "tcp":
-        with socket.create_connection((address, port), timeout=5) as s:
+        with socket.create_connection((address, port), timeout=2) as s:
             print(s.recv(100).decode().removeprefix("::ffff:"))
     else:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM) as s:
-            s.settimeout(5)
+            s.settimeout(2)
             s.sendto(b"?", (address, port))
             print(s.recv(100).decode().removeprefix("::ffff:"))
 except OSError as error:
@@ -167,7 +162,7 @@ except OSError as error:
 """
 
 
-def who_am_i(place: Host | Container, address: str, port: int, kind: str = "tcp") -> str:
+def who_am_i(place: Place, address: str, port: int, kind: str = "tcp") -> str:
     """As whom a server (`serving`) sees a client in PLACE; "error: ..." if it couldn't connect."""
     return place.python(_CLIENT.format(address=address, port=port, kind=kind)).strip()
 

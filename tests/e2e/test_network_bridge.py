@@ -5,9 +5,14 @@ The world: `host` is connected to `peer`, which stands for the rest of the Inter
 
 from __future__ import annotations
 
-import dataclasses
+import json
+import socket
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,6 +21,7 @@ from runtime.errors import BadInput, Conflict, WrongState
 from runtime.network import host as network
 from runtime.network import ipam, plan
 from runtime.network.config import NetworkConfig, parse_publish
+from runtime.network.plug import inside
 from tests import needs
 from tests.e2e import network_world as world
 from tests.e2e.network_world import Container, Host, who_am_i
@@ -70,9 +76,9 @@ def ips(config: NetworkConfig) -> list[str]:
 
 def test_a_container_reaches_the_world_as_its_host(host: Host, peer: Host, one: Container) -> None:
     host.plugged(one, BRIDGE)
-    server = ["nsenter", f"--net=/run/netns/{peer.name}", world.sys.executable, "-c", world._SERVER]
+
     for kind in ("tcp", "udp"):
-        with world.serving([*server, "::", "7000", kind]):
+        with peer.serving(7000, kind=kind):
             assert who_am_i(one, PEER4, 7000, kind) == HOST4
             assert who_am_i(one, PEER6, 7000, kind) == HOST6
 
@@ -150,12 +156,11 @@ def test_a_container_cannot_reach_services_on_the_hosts_loopback(
     host: Host, one: Container
 ) -> None:
     config, _ = host.plugged(one, publishing("8080:80"))
-    server = ["nsenter", f"--net=/run/netns/{host.name}", world.sys.executable, "-c", world._SERVER]
     one.sh("sysctl", "-w", "net.ipv4.conf.eth0.route_localnet=1")
     one.sh("ip", "address", "delete", "127.0.0.1/8", "dev", "lo")
     gateway = config.gateways[0]
     one.sh("ip", "route", "add", "127.0.0.1", "via", gateway, "src", ips(config)[0])
-    with world.serving([*server, "127.0.0.1", "6000", "tcp"]):
+    with host.serving(6000, "127.0.0.1"):
         assert not who_am_i(host, "127.0.0.1", 6000).startswith("error")
         assert who_am_i(one, "127.0.0.1", 6000).startswith("error")
 
@@ -167,7 +172,7 @@ def test_until_attached_nobody_hears_the_container_and_after_detach_neither(
     container = ips(config)[0]
     with one.serving(80):
         assert who_am_i(host, container, 80).startswith("error")
-        assert who_am_i(one, config.gateways[0], 80) == "error: No route to host"
+        assert who_am_i(one, config.gateways[0], 80).startswith("error")
         host.on(network.attach, prepared)
         assert who_am_i(host, container, 80) == config.gateways[0]
         host.on(network.detach, prepared)
@@ -187,10 +192,10 @@ s.sendall(b"after")
 print(s.recv(10).decode(), flush=True)
 """
     server = host.on(_listener, config.gateways[0], 7001)
-    client = world.subprocess.Popen(
-        one.argv(world.sys.executable, "-c", code),
-        stdin=world.subprocess.PIPE,
-        stdout=world.subprocess.PIPE,
+    client = subprocess.Popen(
+        one.argv(sys.executable, "-c", code),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
     )
     try:
         assert client.stdout is not None
@@ -212,13 +217,13 @@ print(s.recv(10).decode(), flush=True)
         client.communicate()
 
 
-def _listener(address: str, port: int) -> world.socket.socket:
-    return world.socket.create_server((address, port))
+def _listener(address: str, port: int) -> socket.socket:
+    return socket.create_server((address, port))
 
 
 def test_inside_there_is_what_the_description_says(host: Host, one: Container) -> None:
     config, prepared = host.plugged(one, BRIDGE.replace(mtu=1400))
-    links = world.json.loads(one.sh("ip", "-j", "address"))
+    links = json.loads(one.sh("ip", "-j", "address"))
     assert [link["ifname"] for link in links] == ["lo", "eth0"]
     eth0 = links[1]
     assert (eth0["address"], eth0["mtu"]) == (config.mac, 1400)
@@ -270,7 +275,7 @@ def test_a_wrong_sysctl_is_refused_by_name(
 
 def test_plugging_in_a_process_of_the_host_is_refused(host: Host) -> None:
     prepared = host.on(network.prepare, NetworkConfig(), "one", root_dir=host.root)
-    process = host.on(world.subprocess.Popen, ["sleep", "60"])
+    process = host.on(subprocess.Popen, ["sleep", "60"])
     try:
         with pytest.raises(WrongState, match="no network namespace of its own"):
             host.on(network.plug, prepared, process.pid)
@@ -280,31 +285,30 @@ def test_plugging_in_a_process_of_the_host_is_refused(host: Host) -> None:
 
 
 def test_network_none_has_loopback_only(host: Host, one: Container) -> None:
+    before = set(host.links())
     host.plugged(one, NetworkConfig(kind="none"))
     assert one.sh("ip", "-br", "link").split()[0] == "lo"
     assert "127.0.0.1/8" in one.sh("ip", "-br", "address")
-    assert list(host.links()) == ["lo", "up0"] or list(host.links())[0] == "lo"
+    assert set(host.links()) == before
 
 
 def test_a_port_that_another_container_publishes_is_refused_before_anything_is_made(
     host: Host, one: Container, two: Container
 ) -> None:
     host.plugged(one, publishing("8080:80"))
-    before = host.links(), host.sh("nft", "list", "ruleset")
+    before = host.links().keys(), host.sh("nft", "list", "ruleset")
     resolved = host.on(
         plan.resolve, publishing("127.0.0.1:8080:81"), root_dir=host.root, container_id="two"
     )
     with pytest.raises(Conflict, match="container one publishes it already"):
         host.on(network.prepare, resolved, "two", root_dir=host.root)
-    assert (host.links(), host.sh("nft", "list", "ruleset")) == before
+    assert (host.links().keys(), host.sh("nft", "list", "ruleset")) == before
     other = resolved.replace(ports=tuple(parse_publish("8081:81")))
     host.on(network.prepare, other, "two", root_dir=host.root)
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0", "127.0.0.1", "::", HOST4])
-def test_a_port_on_which_a_process_of_the_host_listens_is_refused(
-    host: Host, address: str
-) -> None:
+def test_a_port_on_which_a_process_of_the_host_listens_is_refused(host: Host, address: str) -> None:
     with host.on(_listener, address, 8080) if ":" not in address else host.on(_listener6, 8080):
         config = host.on(
             plan.resolve, publishing("8080:80"), root_dir=host.root, container_id="one"
@@ -315,8 +319,8 @@ def test_a_port_on_which_a_process_of_the_host_listens_is_refused(
     host.on(network.prepare, config, "one", root_dir=host.root)
 
 
-def _listener6(port: int) -> world.socket.socket:
-    return world.socket.create_server(("::", port), family=world.socket.AF_INET6)
+def _listener6(port: int) -> socket.socket:
+    return socket.create_server(("::", port), family=socket.AF_INET6)
 
 
 def test_an_address_the_host_does_not_have_is_refused(host: Host) -> None:
@@ -380,8 +384,8 @@ def test_a_container_that_comes_back_gets_its_address_and_nobody_elses(
     host.destroy(one, config)
     with world.containers("one") as (again,):
         assert host.plugged(again, config)[0].addresses == config.addresses
-        for claim in (host.on(plan.conflicts, config, root_dir=host.root, container_id="two"),):
-            assert "container one has it" in claim[0]
+        reasons = host.on(plan.conflicts, config, root_dir=host.root, container_id="two")
+        assert "container one has it" in reasons[0]
         with pytest.raises(Conflict, match="container one has it"):
             host.on(plan.resolve, config, root_dir=host.root, container_id="two")
         renewed = config.renewed()
@@ -399,7 +403,7 @@ def test_what_a_crash_left_is_cleared_by_preparing_again(host: Host, one: Contai
     with world.containers("one") as (again,):
         host.plugged(again, config)
         with again.serving(80):
-            assert who_am_i(host, HOST4, 8080) != ""
+            assert not who_am_i(host, HOST4, 8080).startswith("error")
 
 
 def test_after_a_reboot_everything_is_made_anew(host: Host, one: Container) -> None:
@@ -457,37 +461,36 @@ def test_forwarding_keeps_the_default_route_of_router_advertisements(
 
 
 def test_many_containers_at_once_get_addresses_of_their_own(host: Host) -> None:
-    from concurrent.futures import ThreadPoolExecutor
-
     def resolve(number: int) -> str:
-        with open(f"/run/netns/{host.name}") as file:
-            network.plan.nl  # the modules are loaded
-            from runtime.network.plug import inside
-
-            with inside(file.fileno()):
-                identity = f"c{number}"
-                config = plan.resolve(BRIDGE, root_dir=host.root, container_id=identity)
-                return config.addresses[0]
+        with open(f"/run/netns/{host.name}") as file, inside(file.fileno()):
+            identity = f"c{number}"
+            config = plan.resolve(BRIDGE, root_dir=host.root, container_id=identity)
+            return config.addresses[0]
 
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(resolve, range(40)))
     assert len(set(found)) == 40
     with ipam.locked(host.root) as leases:
         assert len(leases.all()) == 40
-    assert dataclasses.is_dataclass(leases.all()[0])
 
 
-def test_plugging_in_is_a_matter_of_milliseconds(
-    host: Host, one: Container, record_property: pytest.RecordProperty
+def test_plugging_in_and_attaching_start_no_program_and_no_thread(
+    host: Host, one: Container, record_property: Callable[[str, object], None]
 ) -> None:
-    """No assertion on time: the figure is in the report. What must hold is that no program runs."""
     resolved = host.on(plan.resolve, BRIDGE, root_dir=host.root, container_id="one")
     prepared = host.on(network.prepare, resolved, "one", root_dir=host.root)
+    events: set[str] = set()
+    recording = True
+    sys.addaudithook(lambda event, _: events.add(event) if recording else None)
+    threads = threading.active_count()
     start = time.perf_counter()
     host.on(network.plug, prepared, one.pid)
     plugged = time.perf_counter()
     host.on(network.attach, prepared)
     attached = time.perf_counter()
-    record_property("plug_ms", (plugged - start) * 1000)
-    record_property("attach_ms", (attached - plugged) * 1000)
-    print(f"plug {(plugged - start) * 1000:.2f} ms, attach {(attached - plugged) * 1000:.2f} ms")
+    recording = False  # a hook stays for good
+    assert "socket.__new__" in events  # it works
+    assert not events & {"subprocess.Popen", "os.fork", "os.posix_spawn", "os.exec"}
+    assert threading.active_count() == threads
+    record_property("plug_ms", round((plugged - start) * 1000, 2))
+    record_property("attach_ms", round((attached - plugged) * 1000, 2))
