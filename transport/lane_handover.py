@@ -125,20 +125,17 @@ class LaneServer:
 
     def _greet(self, peer: socket.socket) -> None:
         peer.settimeout(_GREETING_TIMEOUT)
-        size = struct.calcsize("3i")
-        _, uid, _ = struct.unpack(
-            "3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-        )
-        data, fds, _, _ = socket.recv_fds(peer, 2 * _TOKEN_BYTES, 4)
+        who = peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+        _, uid, _ = _UCRED.unpack(who)
+        data, fds = _receive_with_fds(peer, 2 * _TOKEN_BYTES)
         try:
-            token = data.decode("ascii", "replace")
             with self._changed:
-                known = [t for t in self._expected if hmac.compare_digest(t, token)]
+                known = [t for t in self._expected if hmac.compare_digest(t.encode(), data)]
                 if uid != os.geteuid() or not known or len(fds) != 1 or self._closed:
                     raise broken("ssh", f"no lane is expected from uid {uid} with that token")
                 peer.sendall(READY)
-                self._expected.discard(token)
-                self._arrived[token] = HandedReader(fds.pop(), peer)
+                self._expected.remove(known[0])
+                self._arrived[known[0]] = HandedReader(fds.pop(), peer)
                 self._changed.notify_all()
         finally:
             for fd in fds:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.contract.sshd_lab import lab
+from tests.contract.sshd_lab import SSHD, Lab, lab
 from transport.errors import LinkLost, TimedOut, TransportFault
 from transport.fakes import lane_pair
 from transport.lane_handover import LaneServer
@@ -24,16 +24,25 @@ from transport.lanes import LaneReader, LaneWriter
 from transport.ssh import connect
 
 Pair = tuple[LaneWriter, LaneReader]
-Kind = Callable[[Path], Iterator[Pair]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab | None]:
+    """One sshd for all, started before the first test looks what is there."""
+    if SSHD is None:
+        yield None  # the tests that need it skip
+        return
+    with lab(tmp_path_factory.mktemp("lab")) as made:
+        yield made
 
 
 @contextmanager
-def fake(folder: Path) -> Iterator[Pair]:
+def fake(request: pytest.FixtureRequest, folder: Path) -> Iterator[Pair]:
     yield lane_pair()
 
 
 @contextmanager
-def tls(folder: Path) -> Iterator[Pair]:
+def tls(request: pytest.FixtureRequest, folder: Path) -> Iterator[Pair]:
     here, there = Identity.new(), Identity.new()
     with TlsListener("127.0.0.1", there, here.certificate) as listener:
         writer = TlsWriter("127.0.0.1", listener.port, here, there.certificate)
@@ -41,9 +50,13 @@ def tls(folder: Path) -> Iterator[Pair]:
 
 
 @contextmanager
-def over_ssh(folder: Path, make: type[OpensshWriter] | type[ParamikoWriter]) -> Iterator[Pair]:
+def over_ssh(
+    request: pytest.FixtureRequest,
+    folder: Path,
+    make: type[OpensshWriter] | type[ParamikoWriter],
+) -> Iterator[Pair]:
+    host = request.getfixturevalue("host")
     with (
-        lab(folder / "lab") as host,
         connect("lab", files=host.files) as session,
         LaneServer(folder) as server,
     ):
@@ -53,14 +66,14 @@ def over_ssh(folder: Path, make: type[OpensshWriter] | type[ParamikoWriter]) -> 
 
 
 @contextmanager
-def openssh(folder: Path) -> Iterator[Pair]:
-    with over_ssh(folder, OpensshWriter) as pair:
+def openssh(request: pytest.FixtureRequest, folder: Path) -> Iterator[Pair]:
+    with over_ssh(request, folder, OpensshWriter) as pair:
         yield pair
 
 
 @contextmanager
-def paramiko(folder: Path) -> Iterator[Pair]:
-    with over_ssh(folder, ParamikoWriter) as pair:
+def paramiko(request: pytest.FixtureRequest, folder: Path) -> Iterator[Pair]:
+    with over_ssh(request, folder, ParamikoWriter) as pair:
         yield pair
 
 
@@ -72,7 +85,7 @@ sshd = needs.tool("sshd", "ssh", "ssh-keygen")
     ids=lambda kind: kind.__name__,
 )
 def lane(request: pytest.FixtureRequest, ckpt_root: Path) -> Iterator[Pair]:
-    with request.param(ckpt_root) as (writer, reader):
+    with request.param(request, ckpt_root) as (writer, reader):
         try:
             yield writer, reader
         finally:
