@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -475,7 +475,7 @@ def test_many_containers_at_once_get_addresses_of_their_own(host: Host) -> None:
 
 
 def test_plugging_in_and_attaching_start_no_program_and_no_thread(
-    host: Host, one: Container, record_property: Callable[[str, object], None]
+    host: Host, one: Container
 ) -> None:
     resolved = host.on(plan.resolve, BRIDGE, root_dir=host.root, container_id="one")
     prepared = host.on(network.prepare, resolved, "one", root_dir=host.root)
@@ -492,5 +492,5 @@ def test_plugging_in_and_attaching_start_no_program_and_no_thread(
     assert "socket.__new__" in events  # it works
     assert not events & {"subprocess.Popen", "os.fork", "os.posix_spawn", "os.exec"}
     assert threading.active_count() == threads
-    record_property("plug_ms", round((plugged - start) * 1000, 2))
-    record_property("attach_ms", round((attached - plugged) * 1000, 2))
+    # For people (pytest -s); a limit would only measure the machine's neighbours.
+    print(f"plug {(plugged - start) * 1000:.2f} ms, attach {(attached - plugged) * 1000:.2f} ms")
