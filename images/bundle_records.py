@@ -13,6 +13,8 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum
 
+from blake3 import blake3
+
 MAGIC = b"CKPTSTRM"
 VERSION = 1
 HEAD = struct.Struct("<8sII")
@@ -101,3 +103,13 @@ class Ended:
 
 
 Record = ManifestRecord | PartOpened | Payload | PartClosed | Note | Ended
+
+
+@dataclass(slots=True)
+class Track:
+    """One open part, on either side."""
+
+    kind: str
+    name: str
+    size: int = 0
+    hasher: blake3 | None = None

@@ -27,9 +27,9 @@ sides are loops over a selector.
 What goes wrong: CRIU dies (end of socket and pipes: not an error here, the caller looks at CRIU's
 exit status and at ``complete``); the tasks run on before all bytes have been taken (``dump
 --leave-running``: what lies in a pipe is still the tasks' own memory, so CRIU has to be held in its
-post-dump hook until on_complete, see moving); CRIU or the place the bytes go to stalls (CRIU's own --timeout
-doesn't cover that and the tasks would stay frozen: our watchdog raises Stalled, then the caller
-kills CRIU, which resumes the tasks); anything that isn't this protocol raises StreamerFault.
+post-dump hook until on_complete, see moving); CRIU or the place the bytes go to stalls (CRIU's own
+--timeout doesn't cover that and the tasks would stay frozen: our watchdog raises Stalled, then the
+caller kills CRIU, which resumes the tasks); anything that isn't this protocol is a StreamerFault.
 """
 
 from __future__ import annotations

@@ -19,20 +19,18 @@ locking it.
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from images.checkpoint import CRIU_DIR, FILES_DIR, MANIFEST_FILE, Checkpoint, Problem
-from images.digests import file_digest
+from images.draft import Draft, open_directory, sync_directory
 from images.errors import BadInput, Conflict, ImageFault, NotFound
-from images.manifest import NAME, Manifest, pack_file
+from images.manifest import NAME, Manifest
 from images.moving import os_fault
-from images.parts import CRIU, FILES, DirectorySink, PartInfo, check_part
 
 _DRAFT = ".draft-"
 _DOOMED = ".doomed-"
@@ -68,103 +66,6 @@ Names = list[str]
 Problems = list[Problem]
 
 
-class Draft:
-    """A checkpoint being written. As a context manager it is discarded unless it was published."""
-
-    def __init__(self, store: Store, name: str, path: str, fd: int) -> None:
-        self.name = name
-        self.path = path
-        self.criu_dir = os.path.join(path, CRIU_DIR)
-        self.files_dir = os.path.join(path, FILES_DIR)
-        self._store = store
-        self._fd = fd
-        self._kinds: dict[str, int] = {}
-
-    def __enter__(self) -> Draft:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.discard()
-
-    def sink(self, kind: str, *, digest: bool = False) -> DirectorySink:
-        """A sink for parts of this kind; digest: hash them on the way."""
-        if kind not in self._kinds:
-            check_part(kind, "x")
-            flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._kinds[kind] = os.open(kind, flags, dir_fd=self._fd)
-        return DirectorySink(self._kinds[kind], kind, digest=digest)
-
-    def publish(self, manifest: Manifest, parts: Iterable[PartInfo] = ()) -> Manifest:
-        """Make it appear in the store, on the disk; returns the manifest as published.
-
-        The parts are the files that lie in the draft; sizes are theirs, digests come from parts
-        where given (trusted if the size agrees) and are computed otherwise. The draft is
-        discarded if this fails. Raises Conflict (the name was taken meanwhile), NoSpace, BadInput.
-        """
-        known = {(part.kind, part.name): part for part in parts}
-        try:
-            found = tuple(self._seal(known))
-            missing = known.keys() - {(part.kind, part.name) for part in found}
-            if missing:
-                lost = ", ".join(sorted(f"{kind}/{name}" for kind, name in missing))
-                raise BadInput(doing="publishing", target=self.name, why=f"no such parts: {lost}")
-            manifest = replace(manifest, name=self.name, parts=found)
-            data = pack_file(manifest)
-            with open(os.path.join(self.path, MANIFEST_FILE), "xb", opener=_private) as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.fsync(self._fd)
-            self._store._publish(self)
-        except OSError as error:
-            self.discard()
-            raise os_fault(error, doing="publishing", target=self.name) from error
-        except BaseException:
-            self.discard()
-            raise
-        self._close()
-        return manifest
-
-    def discard(self) -> None:
-        """Remove everything. Does nothing after publish() or a first discard()."""
-        if self._fd >= 0:
-            shutil.rmtree(self.path, ignore_errors=True)
-            self._close()
-
-    def _close(self) -> None:
-        for fd in self._kinds.values():
-            os.close(fd)
-        self._kinds.clear()
-        if self._fd >= 0:
-            os.close(self._fd)  # and with it the lock
-            self._fd = -1
-
-    def _seal(self, known: dict[tuple[str, str], PartInfo]) -> Iterator[PartInfo]:
-        """Every part's size and digest, once it is on the disk."""
-        for kind in (CRIU, FILES):
-            directory = os.path.join(self.path, kind)
-            for name in sorted(os.listdir(directory)):
-                check_part(kind, name)
-                fd = _open_regular(os.path.join(directory, name), f"{kind}/{name}")
-                try:
-                    size = os.fstat(fd).st_size
-                    given = known.get((kind, name))
-                    if given is not None and given.size != size:
-                        raise BadInput(
-                            doing="publishing",
-                            target=f"{kind}/{name}",
-                            why=f"it has {size} bytes, {given.size} were written",
-                        )
-                    digest = given.digest if given is not None else None
-                    # Digest first: the disk can be busy with earlier files meanwhile.
-                    digest = digest or file_digest(fd)
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-                yield PartInfo(kind, name, size, digest)
-            _sync_directory(directory)
-
-
 class Store:
     """The checkpoints in one directory, which is made if it isn't there."""
 
@@ -188,14 +89,14 @@ class Store:
                 os.mkdir(path, 0o700)
                 for kind in (CRIU_DIR, FILES_DIR):
                     os.mkdir(os.path.join(path, kind), 0o700)
-                fd = _open_directory(path)
+                fd = open_directory(path)
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if fd >= 0:
                     os.close(fd)
                 shutil.rmtree(path, ignore_errors=True)
                 raise os_fault(error, doing="starting", target=f"checkpoint {name}") from error
-        return Draft(self, name, path, fd)
+        return Draft(name, path, fd, self._publish)
 
     def remove(self, name: str) -> None:
         """Remove a checkpoint, readable or not. Raises NotFound, Conflict (it is in use)."""
@@ -219,7 +120,7 @@ class Store:
             try:
                 self._refuse_taken(new_name)
                 os.rename(self._path(name), self._path(new_name))
-                _sync_directory(self.directory)
+                sync_directory(self.directory)
             except OSError as error:
                 raise os_fault(error, doing="renaming", target=f"checkpoint {name}") from error
             finally:
@@ -234,7 +135,7 @@ class Store:
                     continue
                 path = os.path.join(self.directory, entry)
                 with contextlib.suppress(OSError):
-                    fd = _open_directory(path)
+                    fd = open_directory(path)
                     try:
                         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                         shutil.rmtree(path)
@@ -308,7 +209,7 @@ class Store:
         with self._locked():
             self._refuse_taken(draft.name)
             os.rename(draft.path, self._path(draft.name))
-            _sync_directory(self.directory)
+            sync_directory(self.directory)
 
     def _refuse_taken(self, name: str) -> None:
         if os.path.lexists(self._path(name)):
@@ -322,7 +223,7 @@ class Store:
     def _open(self, name: str, doing: str) -> int:
         check_name(name)
         try:
-            return _open_directory(self._path(name))
+            return open_directory(self._path(name))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFound(
                 doing=doing, target=f"checkpoint {name}", why="there is none of that name"
@@ -369,37 +270,6 @@ def check_name(name: str) -> None:
             target=repr(name)[:80],
             why="not 1 to 128 letters, digits, '_', '.', '-', the first a letter or digit",
         )
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-
-
-def _open_directory(path: str) -> int:
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-
-def _open_regular(path: str, label: str) -> int:
-    # O_NONBLOCK: a FIFO in the place of a file must not make us wait for its writer.
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    try:
-        fd = os.open(path, flags)
-    except OSError as error:
-        if error.errno in (errno.ELOOP, errno.ENXIO):
-            raise BadInput(doing="publishing", target=label, why="not a regular file") from error
-        raise
-    if not os.path.isfile(f"/proc/self/fd/{fd}"):
-        os.close(fd)
-        raise BadInput(doing="publishing", target=label, why="not a regular file")
-    return fd
-
-
-def _sync_directory(path: str) -> None:
-    fd = _open_directory(path)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def _disk_size(path: str) -> int:

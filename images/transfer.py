@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from images.bundle_stream import StreamReader, StreamWriter
 from images.checkpoint import Checkpoint
+from images.draft import Draft
 from images.errors import Corrupt
 from images.manifest import Manifest
 from images.moving import STALL
 from images.parts import KINDS, PartInfo
 from images.receive import receive
-from images.store import Draft
 
 
 def write_stream(

@@ -258,7 +258,7 @@ def test_a_full_disk_is_one_clear_error_and_the_draft_is_gone(
 
     with store.begin("web") as draft:
         fill(draft.criu_dir, draft.files_dir)
-        monkeypatch.setattr("images.store.os.fsync", full)
+        monkeypatch.setattr("images.draft.os.fsync", full)
         with pytest.raises(NoSpace, match="No space left"):
             draft.publish(LEAST)
         assert contents(store) == set()
