@@ -244,7 +244,12 @@ class Cgroup:
             raise from_os_error(error, doing=doing, target=self.path) from error
 
     def kill(self) -> None:
-        """SIGKILL every process in it, also one that forks meanwhile; their end isn't awaited."""
+        """SIGKILL every process in it, also one that forks meanwhile; their end isn't awaited.
+
+        Nothing happens where the cgroup is gone already.
+        """
+        if not self.exists():
+            return
         self.require_ours("killing the processes of")
         tree = self._layout.unified
         if tree is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+import errno
 
 from runtime.cgroups import v1
 from runtime.cgroups.cgroup import Cgroup
@@ -11,6 +11,8 @@ from runtime.cgroups.hierarchy import cgroup_path, parents, wait
 from runtime.cgroups.layout import Layout, Tree
 from runtime.cgroups.resources import Resources
 from runtime.errors import Conflict, NotPermitted, SystemFault, Unsupported, from_os_error
+
+_PATIENCE = 2.0  # seconds
 
 
 def create(layout: Layout, parent: str, name: str) -> Cgroup:
@@ -53,33 +55,44 @@ def open(layout: Layout, parent: str, name: str) -> Cgroup:
 
 
 def _create_in(layout: Layout, tree: Tree, path: str, made: list[str]) -> None:
-    # Somebody who removes the last container may take the parent away between our two mkdir.
-    for _ in range(10):
-        for parent in reversed(list(parents(path))):
-            _make_parent(layout, tree, parent)
-        directory = tree.path(path)
+    """Somebody who removes the last container takes the parent away, at any point between our
+    steps; whatever then says "no such file", the answer is to begin again."""
+
+    def try_it() -> bool:
         try:
-            layout.fs.mkdir(directory)
-        except FileNotFoundError:
-            continue
-        except FileExistsError:
-            raise Conflict(
-                doing="making the cgroup",
-                target=directory,
-                why="it is there already",
-                hint="a container that died may have left it: remove that one",
-            ) from None
-        made.append(directory)
-        layout.fs.mark(directory)
-        if "cpuset" in tree.controllers and tree.version == 1:
-            v1.inherit_cpuset(layout.fs, directory)
-        return
-    raise SystemFault(
-        doing="making the cgroup",
-        target=tree.path(path),
-        why="its parent goes away again and again",
-        retry=True,
-    )
+            for parent in reversed(list(parents(path))):
+                _make_parent(layout, tree, parent)
+            _make_leaf(layout, tree, path, made)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                raise
+            return False
+        return True
+
+    if not wait(try_it, _PATIENCE):
+        raise SystemFault(
+            doing="making the cgroup",
+            target=tree.path(path),
+            why="its parent goes away again and again",
+            retry=True,
+        )
+
+
+def _make_leaf(layout: Layout, tree: Tree, path: str, made: list[str]) -> None:
+    directory = tree.path(path)
+    try:
+        layout.fs.mkdir(directory)
+    except FileExistsError:
+        raise Conflict(
+            doing="making the cgroup",
+            target=directory,
+            why="it is there already",
+            hint="a container that died may have left it: remove that one",
+        ) from None
+    made.append(directory)
+    layout.fs.mark(directory)
+    if "cpuset" in tree.controllers and tree.version == 1:
+        v1.inherit_cpuset(layout.fs, directory)
 
 
 def _make_parent(layout: Layout, tree: Tree, parent: str) -> None:
@@ -88,7 +101,8 @@ def _make_parent(layout: Layout, tree: Tree, parent: str) -> None:
         layout.fs.mkdir(directory)
         layout.fs.mark(directory)
     except FileExistsError:
-        if not _soon(lambda: layout.fs.marked(directory)):
+        # Another ckpt may be between its mkdir and its mark.
+        if not wait(lambda: layout.fs.marked(directory), 0.2):
             raise NotPermitted(
                 doing="making cgroups in",
                 target=directory,
@@ -96,15 +110,3 @@ def _make_parent(layout: Layout, tree: Tree, parent: str) -> None:
             ) from None
     if "cpuset" in tree.controllers and tree.version == 1:
         v1.inherit_cpuset(layout.fs, directory)
-
-
-def _soon(ours: Callable[[], bool]) -> bool:
-    """Another ckpt may be between its mkdir and its mark."""
-
-    def there() -> bool:
-        try:
-            return ours()
-        except FileNotFoundError:
-            return True  # gone again: the caller's loop makes it
-
-    return wait(there, 0.2)

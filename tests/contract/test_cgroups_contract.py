@@ -318,10 +318,9 @@ def test_a_fresh_cgroup_has_no_limits(cgroup: cgroups.Cgroup) -> None:
 def test_update_changes_what_it_names_and_keeps_the_rest(
     layout: Layout, cgroup: cgroups.Cgroup
 ) -> None:
-    first = {"limit": 64 * MIB, "swap": 96 * MIB}
-    cgroup.apply(
-        Resources.from_oci({"memory": first, "cpu": {"quota": 50_000}, "pids": {"limit": 10}})
-    )
+    memory = {"limit": 64 * MIB, "swap": 96 * MIB}
+    first = {"memory": memory, "cpu": {"quota": 50_000}, "pids": {"limit": 10}}
+    cgroup.apply(Resources.from_oci(first))
     now = cgroup.update(Resources.from_oci({"cpu": {"quota": 70_000}}))
     assert (now.cpu.quota, now.pids) == (70_000, 10)
     assert (now.memory.limit, now.memory.swap) == (64 * MIB, 96 * MIB)
