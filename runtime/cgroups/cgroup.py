@@ -218,6 +218,16 @@ class Cgroup:
                 retry=True,
             )
 
+    def begin_freeze(self) -> None:
+        """Ask for the freeze and don't wait: who runs in it now or later stops at its next chance.
+
+        For tasks that stand still already and must stay so when what holds them goes away.
+        """
+        self.require_ours("freezing")
+        directory = self.freezer_path()
+        version2 = self._fs.exists(f"{directory}/cgroup.freeze")
+        self._write_freezer(directory, version2, frozen=True)
+
     def thaw(self) -> None:
         """Undo `freeze`; nothing happens if it isn't frozen."""
         self.require_ours("thawing")

@@ -180,20 +180,23 @@ def _read(spec: Any) -> _Profile:
     for name in architectures:
         if name not in _ARCHITECTURES and name not in _FOREIGN:
             raise _bad(f"architectures.{name}", "isn't an architecture that ckpt knows")
-    rules = spec.get("syscalls") or []
-    if not isinstance(rules, Sequence) or isinstance(rules, str):
-        raise _bad("syscalls", "has to be a list")
+    rules = _list(spec.get("syscalls"), "syscalls")
     return _Profile(default, architectures, flags, tuple(_rule(rule) for rule in rules))
 
 
-def _names(value: Any, where: str) -> tuple[str, ...]:
+def _list(value: Any, where: str) -> Sequence[Any]:
     if value is None:
         return ()
-    if not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise _bad(where, "has to be a list")
+    return value
+
+
+def _names(value: Any, where: str) -> tuple[str, ...]:
+    names = _list(value, where)
+    if not all(isinstance(each, str) for each in names):
         raise _bad(where, "has to be a list of names")
-    if isinstance(value, str):
-        raise _bad(where, "has to be a list of names")
-    return tuple(value)
+    return tuple(names)
 
 
 def _action(name: Any, number: Any, where: str) -> int:
@@ -218,9 +221,7 @@ def _rule(item: Any) -> _Rule:
     if not names:
         raise _bad("syscalls.names", "has to name at least one system call")
     where = f"syscalls {names[0]}"
-    args = rule.get("args") or []
-    if not isinstance(args, Sequence) or isinstance(args, str):
-        raise _bad(f"{where}.args", "has to be a list")
+    args = _list(rule.get("args"), f"{where}.args")
     action = _action(rule.get("action"), rule.get("errnoRet"), where)
     return _Rule(names, action, tuple(_comparison(arg, where) for arg in args))
 
