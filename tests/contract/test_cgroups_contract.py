@@ -231,6 +231,19 @@ def test_freeze_stops_and_thaw_goes_on(cgroup: cgroups.Cgroup, sleeper: Sleeper)
     sleeper.wait()
 
 
+def test_who_enters_after_a_freeze_was_begun_stops_too(
+    cgroup: cgroups.Cgroup, sleeper: Sleeper
+) -> None:
+    cgroup.begin_freeze()
+    cgroup.add(sleeper.pid)
+    cgroup.freeze()
+    assert cgroup.frozen()
+    cgroup.thaw()
+    assert not cgroup.frozen()
+    cgroup.kill()
+    sleeper.wait()
+
+
 def test_an_empty_cgroup_can_be_frozen(cgroup: cgroups.Cgroup) -> None:
     cgroup.freeze()
     assert cgroup.frozen()
