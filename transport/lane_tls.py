@@ -240,34 +240,51 @@ class TlsReader(LaneReader):
         self._end = _End(sock)
         self.fd, self._writer = bulk_pipe()
         self._complete = False
+        sock.setblocking(False)
+        os.set_blocking(self._writer, False)
         self._pump = Worker(self.kind, self._run)
 
     def _run(self) -> None:
-        sock = self._end.sock
         buffer = memoryview(bytearray(_CHUNK))
         try:
-            while True:
-                count = sock.recv_into(buffer)
-                if count == 0:
-                    self._complete = True
-                    return
-                self._pour(buffer[:count])
+            while not self._complete:
+                count = self._gather(buffer)
+                if count:
+                    self._pour(buffer[:count])
+                elif not self._complete:
+                    self._wait(self._end.sock.fileno(), select.POLLIN)
         finally:
             os.close(self._writer)  # end of file for whoever reads
 
+    def _gather(self, buffer: memoryview) -> int:
+        """What has arrived, up to a buffer full.  TLS gives one record (16 KiB) at a time; to
+        write each into the pipe by itself costs more than to decrypt it."""
+        filled = 0
+        while filled < len(buffer):
+            try:
+                count = self._end.sock.recv_into(buffer[filled:])
+            except ssl.SSLWantReadError:
+                break
+            if count == 0:
+                self._complete = True
+                break
+            filled += count
+        return filled
+
     def _pour(self, data: memoryview) -> None:
-        """Into the pipe; a reader that is gone ends it by EPIPE, an abort by the event."""
-        poller = select.poll()
-        poller.register(self._writer, select.POLLOUT)
-        poller.register(self._end.wake, select.POLLIN)
-        os.set_blocking(self._writer, False)
         while data:
             try:
                 data = data[os.write(self._writer, data) :]
             except BlockingIOError:
-                poller.poll()
-                if self._end.aborted:
-                    raise broken(self.kind, "it was aborted") from None
+                self._wait(self._writer, select.POLLOUT)
+
+    def _wait(self, fd: int, what: int) -> None:
+        poller = select.poll()
+        poller.register(fd, what)
+        poller.register(self._end.wake, select.POLLIN)
+        poller.poll()
+        if self._end.aborted:
+            raise broken(self.kind, "it was aborted")
 
     def finish(self, timeout: float) -> None:
         if self._end.over:
