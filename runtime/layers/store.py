@@ -107,7 +107,7 @@ class LayerStore:
 
     def verify(self, digest: str) -> None:
         """Read the whole layer. Raises BadInput if it isn't what its name says."""
-        found = tree_digest(self.path(digest), overlay=False)
+        found = tree_digest(self.path(digest))
         if found != digest:
             raise BadInput(
                 doing="verifying layer",
@@ -238,7 +238,7 @@ class LayerStore:
             tree = os.path.join(draft, "fs")
             os.mkdir(tree, 0o700)
             yield tree
-            found = tree_digest(tree, overlay=False)
+            found = tree_digest(tree)
             if found != digest:
                 raise BadInput(
                     doing="adopting layer",
@@ -256,7 +256,7 @@ class LayerStore:
                 budget = fill(fd, self._limits.within(self.directory))
             finally:
                 os.close(fd)
-            digest = tree_digest(tree, overlay=False)
+            digest = tree_digest(tree)
             if not self.has(digest):
                 self._publish(draft, digest, budget, source)
             return digest

@@ -62,7 +62,9 @@ def namespaces(*, own_network: bool, user_namespace: bool) -> list[dict[str, str
 
 def environment(*, home: str, hostname: str, terminal: bool) -> dict[str, str]:
     """Variables that every program may count on."""
-    result = {"PATH": PATH, "HOSTNAME": hostname, "HOME": home}
+    result = {"PATH": PATH, "HOME": home}
+    if hostname:
+        result["HOSTNAME"] = hostname
     if terminal:
         result["TERM"] = "xterm"
     return result

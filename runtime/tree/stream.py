@@ -28,10 +28,10 @@ from collections.abc import Iterator
 import msgpack
 from blake3 import blake3
 
-from .beneath import MAX_PATH, check_path
+from .beneath import MAX_PATH, check_path, shown
 from .ids import MAX_ID
 from .meta import Meta
-from .xattrs import Xattrs
+from .xattrs import Xattrs, travels
 from .xattrs import check as check_xattrs
 
 MAGIC = b"ckpttre1"
@@ -286,5 +286,7 @@ def _pairs(pairs: object) -> Xattrs:
             or len(pair[0]) > 255
         ):
             raise ValueError("extended attributes are malformed")
+        if not travels(pair[0], overlay=True):
+            raise ValueError(f"the attribute {shown(pair[0])} doesn't travel")
     check_xattrs(pairs)
     return pairs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -249,3 +250,14 @@ def test_a_very_deep_tree_is_deleted(tmp_path):
         tree.snapshot(str(doomed))
     tree.remove_tree(str(doomed))
     assert not doomed.exists()
+
+
+def test_a_received_layer_can_t_smuggle_in_overlay_s_marks(store, source, tmp_path):
+    digest = store.import_directory(str(source))
+    other = LayerStore(str(tmp_path / "other"))
+    with pytest.raises(BadInput, match="what arrived"), other.adopt(digest) as draft:
+        subprocess.run(["cp", "-a", f"{store.path(digest)}/.", draft], check=True)
+        os.setxattr(Path(draft) / "bin", "user.overlay.opaque", b"y")
+    with other.adopt(digest) as draft:
+        subprocess.run(["cp", "-a", f"{store.path(digest)}/.", draft], check=True)
+    assert other.has(digest)
