@@ -43,6 +43,7 @@ class LaneWriter(ABC):
 
     kind: str
     fd: int
+    token: str = ""  # its name in messages, where it was opened by asking
 
     @abstractmethod
     def finish(self, timeout: float) -> None:

@@ -177,7 +177,7 @@ SCHEMAS: dict[str, dict[str, Field]] = {
 BESIDES = frozenset(("lane_ask", "lane_offer", "note", "ping", "pong", "settle", "settled"))
 
 
-def make(kind: str, **fields: Any) -> Message:
+def make(kind: str, /, **fields: Any) -> Message:
     """A valid message of ``kind``; fields with a default may be left out.
 
     Raises ProtocolFault, so that a mistake shows at the end that makes it.

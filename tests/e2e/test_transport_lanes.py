@@ -15,13 +15,15 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.contract.sshd_lab import REPO, Lab, lab
+from tests.contract.sshd_lab import REPO, Lab, Sshd, lab
 from transport.errors import LinkLost, RemoteMissing, TimedOut, TransportFault, Unreachable
 from transport.lane_handover import HandedReader, LaneServer
+from transport.lane_opening import LaneHost, open_lane
 from transport.lane_openssh import OpensshWriter
 from transport.lane_paramiko import ParamikoWriter
 from transport.lane_tls import Identity, TlsListener, TlsWriter, arrival_address
 from transport.lanes import LaneWriter
+from transport.messages import Message, make
 from transport.ssh import connect
 
 pytestmark = needs.tool("sshd", "ssh", "ssh-keygen")
@@ -231,3 +233,78 @@ def test_the_arrival_address_is_taken_from_sshd(host: Lab) -> None:
         assert arrival_address(process.receive(200, 10).decode()) == "127.0.0.1"
     with pytest.raises(TransportFault):
         arrival_address("")
+
+
+# ── opening ──
+
+
+class Refusing(LaneHost):
+    """A destination that has no tls lane to offer."""
+
+    def offer(self, ask: Message) -> Message:
+        return make("lane_offer", kind="tls") if ask["kind"] == "tls" else super().offer(ask)
+
+
+class BehindAFirewall(LaneHost):
+    """A destination whose port a firewall closes."""
+
+    def offer(self, ask: Message) -> Message:
+        offer = super().offer(ask)
+        return offer | {"port": 1} if ask["kind"] == "tls" else offer
+
+
+@pytest.mark.parametrize(
+    ("make_host", "expected"),
+    [(LaneHost, "tls"), (Refusing, "openssh"), (BehindAFirewall, "openssh")],
+)
+def test_the_best_lane_that_can_be_opened_is_taken(
+    host: Lab, make_host: type[LaneHost], expected: str
+) -> None:
+    arrived = "127.0.0.1 1 127.0.0.1 22"
+    with (
+        connect("lab", files=host.files) as session,
+        make_host(host.folder, arrived) as there,
+    ):
+        writer = open_lane(session, there.offer, host.lane_argv)
+        assert writer.kind == expected
+        reader = there.accept(writer.token, 5)
+        os.write(writer.fd, b"hello")
+        with ThreadPoolExecutor(1) as pool:
+            finishing = pool.submit(writer.finish, 10)
+            assert os.read(reader.fd, 100) == b"hello"
+            assert os.read(reader.fd, 100) == b""
+            reader.finish(5)
+            finishing.result(10)
+
+
+def test_when_no_lane_can_be_opened_the_last_reason_is_told(host: Lab) -> None:
+    with connect("lab", files=host.files) as session, LaneHost(host.folder) as there:
+        with pytest.raises(RemoteMissing):
+            open_lane(session, there.offer, lambda token, path: ["no-such-ckpt", token])
+        with pytest.raises(LinkLost, match="false"):
+            open_lane(session, there.offer, lambda token, path: ["false", token])
+        with pytest.raises(LinkLost, match="doesn't offer"):
+            open_lane(session, there.offer, host.lane_argv, kinds=["tls"])
+
+
+def test_lanes_go_through_jump_hosts_as_the_session_does(host: Lab) -> None:
+    jump = Sshd(host.folder / "jump", host.key)
+    try:
+        host.write_config(
+            "ProxyJump jump", hosts=f"Host jump\n  HostName 127.0.0.1\n  Port {jump.port}\n"
+        )
+        host.known_hosts.write_text(host.sshd.known_hosts_lines() + jump.known_hosts_lines())
+        with (
+            connect("lab", files=host.files) as session,
+            LaneHost(host.folder) as there,
+        ):
+            before = len(jump.sessions())
+            writer = open_lane(session, there.offer, host.lane_argv, kinds=["openssh"])
+            assert len(jump.sessions()) > before
+            there.accept(writer.token, 5).abort()
+            writer.abort()
+            host.known_hosts.write_text(host.sshd.known_hosts_lines())
+            with pytest.raises(LinkLost):  # the jump host's key is checked too
+                open_lane(session, there.offer, host.lane_argv, kinds=["openssh"])
+    finally:
+        jump.stop()
