@@ -240,3 +240,8 @@ def test_recovery_never_lets_both_run_and_never_ends_both() -> None:
                 assert decision.destination in (Settle.RELEASE, Settle.WAIT, Settle.NOTHING)
             if decision.destination is Settle.DISCARD:
                 assert destination not in (State.COMMITTED, State.RUNNING, State.CLEANED)
+
+
+def test_the_destination_records_the_go_before_it_releases() -> None:
+    _, outputs = prepared_destination().handle(Received(make("go", id=ID)))
+    assert outputs[0] == Journal(State.COMMITTED, durable=True)
