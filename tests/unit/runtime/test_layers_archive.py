@@ -112,8 +112,10 @@ def test_times_keep_their_nanoseconds(store):
 
 
 def test_long_and_strange_names(store):
-    name = "/".join(["d" * 200] * 5) + "/" + "ü" * 60
-    tree = load(store, pack((member(name), b"far")))
+    parents = ["/".join(["d" * 200] * depth) for depth in range(1, 6)]
+    name = f"{parents[-1]}/" + "ü" * 60
+    described = [member(parent, tarfile.DIRTYPE) for parent in parents]
+    tree = load(store, pack(*described, (member(name), b"far")))
     assert (tree / name).read_bytes() == b"far"
 
 

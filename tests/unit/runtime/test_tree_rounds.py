@@ -439,7 +439,7 @@ def test_any_sequence_of_changes_arrives_round_by_round(both, seed):
                     case 7:
                         path.parent.mkdir(parents=True)
                     case 8:
-                        path.chmod(chance.choice([0o600, 0o755, 0o2711]))
+                        path.chmod(chance.choice([0o700, 0o755, 0o2711]))
                     case _:
                         path.parent.mkdir(parents=True, exist_ok=True)
                         path.write_bytes(chance.randbytes(chance.choice([3, 70_000, 2_000_000])))
