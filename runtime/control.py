@@ -64,7 +64,7 @@ class Control:
         self.sock.settimeout(timeout)
         try:
             data = self.sock.recv(PACKET)
-        except TimeoutError:
+        except (TimeoutError, BlockingIOError):  # the latter for a timeout of 0
             raise TimedOut(
                 doing="waiting for the monitor of",
                 target=self._name,
@@ -74,9 +74,7 @@ class Control:
         except ConnectionResetError:
             data = b""
         if not data:
-            raise SystemFault(
-                doing="waiting for the monitor of", target=self._name, why="it ended"
-            )
+            raise SystemFault(doing="waiting for the monitor of", target=self._name, why="it ended")
         message: dict[str, Any] = json.loads(data)
         return message
 

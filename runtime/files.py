@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import Conflict, SystemFault
+from runtime.tree import remove_tree
 
 
 def publish(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -25,7 +26,9 @@ def publish(path: Path, data: bytes, mode: int = 0o600) -> None:
         os.rename(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise SystemFault(doing="writing", target=str(path), why=error.strerror or str(error)) from None
+        raise SystemFault(
+            doing="writing", target=str(path), why=error.strerror or str(error)
+        ) from None
     sync_directory(path.parent)
 
 
@@ -73,3 +76,32 @@ def locked(path: Path, *, what: str, wait: float = 30.0, shared: bool = False) -
         yield
     finally:
         os.close(fd)
+
+
+def mounts_below(path: Path) -> list[str]:
+    """Mount points at or below PATH, as this process sees them (proc_pid_mountinfo(5))."""
+    prefix = str(path.resolve())
+    found = []
+    with open("/proc/self/mountinfo") as file:
+        for line in file:
+            point = line.split()[4].encode().decode("unicode_escape")
+            if point == prefix or point.startswith(prefix + "/"):
+                found.append(point)
+    return found
+
+
+def discard(path: Path) -> None:
+    """Delete a directory tree of ours. Refused while something is mounted below it: a layer or a volume of the
+    host could be seen there, and would be deleted with it. What is not there is fine.
+    """
+    if not path.exists():
+        return
+    mounted = mounts_below(path)
+    if mounted:
+        raise SystemFault(
+            doing="deleting",
+            target=str(path),
+            why=f"{mounted[0]} is mounted there",
+            hint=f"umount {mounted[0]}",
+        )
+    remove_tree(str(path))

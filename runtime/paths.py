@@ -96,11 +96,11 @@ class HostPaths:
         return self.root / "lock"
 
     @property
-    def cgroup_parent(self) -> str:
-        """`ckpt`, or a name of its own for another root, so that hosts on one machine don't meet."""
+    def tag(self) -> str:
+        """ "" for the default root; else a short name of the root, for what is global on a machine (cgroups)."""
         if str(self.root) == DEFAULT_ROOT:
-            return "ckpt"
-        return "ckpt-" + hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]
+            return ""
+        return hashlib.sha256(os.fsencode(self.root)).hexdigest()[:8]
 
     def container(self, identity: str) -> ContainerPaths:
         return ContainerPaths(self.containers / identity, self.run / "c" / identity)

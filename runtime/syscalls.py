@@ -144,9 +144,7 @@ def pivot_root(new: str, old: str) -> None:
 
 def open_tree(path: str, flags: int = OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC) -> int:
     """open_tree(2): a detached copy of the mount at PATH, as a descriptor."""
-    return _syscall(
-        NR_OPEN_TREE, path, ctypes.c_int(AT_FDCWD), _path(path), ctypes.c_uint(flags)
-    )
+    return _syscall(NR_OPEN_TREE, path, ctypes.c_int(AT_FDCWD), _path(path), ctypes.c_uint(flags))
 
 
 def move_mount(fd: int, target: str) -> None:

@@ -4,7 +4,7 @@
     start()              CRIU runs and comes to the hook `pre-dump`: nothing is frozen yet
     freeze()             lets it go on; from here the frozen window is open
     dumped()             waits until everything is dumped (hook `post-dump`), tasks still frozen
-    kill() | resume()    the verdict: the tasks die with CRIU's success, or run on
+    verdict_kill() | resume()   the verdict: the tasks die with CRIU's success, or run on
 
 The image files go their own way: the caller runs the streaming protocol's other end on the directory meanwhile.
 Whatever happens to us, CRIU ends with the tasks running again: see hook.sh, and the death signal set here.
@@ -97,9 +97,19 @@ class Dumper:
         """Wait, at most LIMIT seconds, until everything is dumped. CHECK is called now and then and may raise."""
         self.dumped_ns = self._wait_for("post-dump", limit, check).at_ns
 
-    def kill(self) -> None:
-        """The verdict "it lives on elsewhere": CRIU kills the tasks. Raises CriuFault if it failed at that."""
+    def require_alive(self) -> None:
+        """Raises CriuFault if CRIU has ended."""
+        assert self._process is not None
+        status = self._process.poll()
+        if status is not None:
+            raise failures.translate(self.log, doing="dumping", target=self._target, status=status)
+
+    def verdict_kill(self) -> None:
+        """The verdict "it lives on elsewhere": CRIU kills the tasks, as wait_killed() awaits."""
         self._hooks.answer(0)
+
+    def wait_killed(self) -> None:
+        """Until CRIU has ended. Raises CriuFault if it failed at that."""
         status = self._finish()
         if status:
             raise failures.translate(
@@ -113,7 +123,8 @@ class Dumper:
 
     def finish_running(self) -> None:
         """For a dump that leaves the tasks running: let CRIU end well."""
-        self.kill()
+        self.verdict_kill()
+        self.wait_killed()
 
     def _finish(self) -> int:
         assert self._process is not None
@@ -131,11 +142,7 @@ class Dumper:
             asked = self._hooks.next(0.05)
             if asked is not None and asked.action == action:
                 return asked
-            status = self._process.poll()
-            if status is not None:
-                raise failures.translate(
-                    self.log, doing="dumping", target=self._target, status=status
-                )
+            self.require_alive()
         self._process.kill()
         raise TimedOut(
             doing="dumping",

@@ -155,7 +155,9 @@ CAUSES = (
 )
 
 # Errors that come in every run of a host without CAP_SYS_RESOURCE or nft tables, and mean nothing.
-_HARMLESS = re.compile(r"rlimit: Can't setup RLIMIT|iptables|ip6tables|nftables: .*not (?:found|available)")
+_HARMLESS = re.compile(
+    r"rlimit: Can't setup RLIMIT|iptables|ip6tables|nftables: .*not (?:found|available)"
+)
 _ERROR = re.compile(r"\) (?:Error|\d+: Error)|^Error|BUG at")
 
 
@@ -165,7 +167,9 @@ def translate(log: Path, *, doing: str, target: str, status: int | None = None) 
         lines = log.read_text(errors="replace").splitlines()
     except OSError:
         lines = []
-    errors = [n for n, line in enumerate(lines) if _ERROR.search(line) and not _HARMLESS.search(line)]
+    errors = [
+        n for n, line in enumerate(lines) if _ERROR.search(line) and not _HARMLESS.search(line)
+    ]
     why, hint, retry = "", "", False
     for cause in CAUSES:
         for number in errors:
@@ -180,7 +184,9 @@ def translate(log: Path, *, doing: str, target: str, status: int | None = None) 
     if not why and errors:
         why = "CRIU gave up: " + lines[errors[0]].partition("Error ")[2]
     if not why:
-        why = "CRIU was killed" if status is not None and status < 0 else f"CRIU ended with {status}"
+        why = (
+            "CRIU was killed" if status is not None and status < 0 else f"CRIU ended with {status}"
+        )
         hint = "its log says nothing; dmesg may"
     fault = CriuFault(doing=doing, target=target, why=why, hint=hint, retry=retry)
     if errors:

@@ -54,9 +54,7 @@ def dump_argv(
     return argv
 
 
-def restore_argv(
-    criu: str, *, images: str, log: str, pidfile: str, own_network: bool
-) -> list[str]:
+def restore_argv(criu: str, *, images: str, log: str, pidfile: str, own_network: bool) -> list[str]:
     """`criu restore` as a child's sibling. The monitor adds root, externals and inherited pipes."""
     argv = [criu, "restore", *_COMMON, "-D", images, "-o", log, "--pidfile", pidfile]
     argv += ["--restore-detached", "--restore-sibling"]

@@ -1,6 +1,5 @@
 """One `criu restore`, carried out by the container's new monitor, up to the verdict.
 
-    Restorer(...)        the hooks' pipes are there
     plan()               what the monitor's launch plan says about the restore
     started(control)     the monitor has CRIU running, waiting for its first image
     namespaces()         hook `setup-namespaces`: the new, empty network namespace is there; plug the network in
@@ -8,6 +7,7 @@
     go() | abandon()     the verdict: resume, or CRIU kills what it restored
 
 The image files go their own way: the caller runs the serving end of the streaming protocol meanwhile.
+CRIU's hooks ask the monitor, which passes the question on to us and our word back: see open_hooks there.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from typing import Any
 from runtime.control import Control
 from runtime.criu import failures, options
 from runtime.criu.binary import Criu
-from runtime.criu.hooks import Asked, Hooks
-from runtime.errors import RuntimeFault, TimedOut
+from runtime.criu.hooks import SCRIPT, Asked
+from runtime.errors import RuntimeFault, SystemFault, TimedOut
+
+HOOKS = ["setup-namespaces", "post-restore", "post-resume"]
 
 
 class Restorer:
-    """Use as a context manager: leaving it before go() undoes the restore."""
+    """Use as a context manager. What was restored and got no go() ends with the connection to the monitor."""
 
     def __init__(self, criu: Criu, *, work: Path, own_network: bool, target: str) -> None:
         self._criu = criu
@@ -34,8 +36,6 @@ class Restorer:
         self._own_network = own_network
         self._work = work
         self.log = work / "restore.log"
-        actions = ("setup-namespaces", "post-restore", "post-resume")
-        self._hooks = Hooks(actions if own_network else actions[1:])
         self.directory = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._control: Control | None = None
         self.resumed_ns = 0
@@ -45,11 +45,10 @@ class Restorer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._hooks.close()  # a hook that still waits fails, and CRIU kills what it restored
         os.close(self.directory)
 
     def plan(self, quiesced: Mapping[str, Any]) -> dict[str, Any]:
-        """The `restore` entry of the launch plan. QUIESCED: what the monitor said when the dump began."""
+        """The `restore` entry of the launch plan. QUIESCED: what was noted when the dump began."""
         argv = options.restore_argv(
             self._criu.path,
             images=f"/proc/{os.getpid()}/fd/{self.directory}",
@@ -58,12 +57,13 @@ class Restorer:
             own_network=self._own_network,
         )
         return {
-            "argv": [*argv, *self._hooks.options],
-            "env": {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")}
-            | self._hooks.environment,
+            "argv": [*argv, "--action-script", str(SCRIPT)],
+            "hooks": HOOKS if self._own_network else HOOKS[1:],
+            "env": {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
             "output": str(self._work / "criu.out"),
             "pidfile": str(self._work / "pid"),
             "streams": quiesced["streams"],
+            "keys": sorted({key for _, key in quiesced["externals"]}),
             "processes": quiesced["processes"],
             "main_pid": quiesced["main_pid"],
             "started_ns": quiesced["started_ns"],
@@ -80,38 +80,58 @@ class Restorer:
         return self._wait_for("setup-namespaces", limit, check).init_pid
 
     def plugged(self) -> None:
-        self._hooks.answer(0)
+        self._verdict(0)
 
     def prepared(self, limit: float, check: Callable[[], None]) -> Asked:
         return self._wait_for("post-restore", limit, check)
 
+    def hold(self) -> None:
+        """From now on what is prepared outlives us."""
+        assert self._control is not None
+        self._control.call("hold")
+
+    def adopt(self, control: Control) -> None:
+        """Recovery: speak to a monitor that another process started and that waits for a word."""
+        self._control = control
+
     def go(self) -> int:
         """Let the tasks run; returns the init's pid once the monitor has it. Raises CriuFault."""
         assert self._control is not None
-        self._hooks.answer(0)
+        self._verdict(0)
         self.resumed_ns = self._wait_for("post-resume", 30.0, lambda: None).at_ns
-        self._hooks.answer(0)
+        self._verdict(0)
         answer = self._control.expect(30.0, doing="finishing the restore of")
         return int(answer["pid"])
 
     def abandon(self) -> None:
         """CRIU kills what it restored; the monitor ends."""
-        self._hooks.answer(1)
+        self._verdict(1)
 
-    def fault(self) -> RuntimeFault:
-        """What CRIU's log tells of its failure."""
-        return failures.translate(self.log, doing="restoring", target=self._target)
+    def fault(self, why: str) -> RuntimeFault:
+        """What CRIU's log tells of its failure, or WHY the monitor says it failed."""
+        fault = failures.translate(self.log, doing="restoring", target=self._target)
+        return (
+            fault if fault.lines else SystemFault(doing="restoring", target=self._target, why=why)
+        )
+
+    def _verdict(self, status: int) -> None:
+        assert self._control is not None
+        self._control.send(op="verdict", status=status)
 
     def _wait_for(self, action: str, limit: float, check: Callable[[], None]) -> Asked:
         assert self._control is not None
         until = time.monotonic() + limit
         while time.monotonic() < until:
             check()
-            asked = self._hooks.next(0.02)
-            if asked is not None and asked.action == action:
-                return asked
-            if self._failed():
-                raise self.fault()
+            try:
+                message = self._control.receive(0.05)
+            except TimedOut:
+                continue
+            if message.get("action") == action:
+                return Asked(action, message["pid"], message["at_ns"])
+            if "error" in message:
+                check()
+                raise self.fault(message["error"])
         raise TimedOut(
             doing="restoring",
             target=self._target,
@@ -119,14 +139,3 @@ class Restorer:
             hint=f"its log is {self.log}",
             retry=True,
         )
-
-    def _failed(self) -> bool:
-        """The monitor says nothing before CRIU has ended, unless CRIU failed."""
-        assert self._control is not None
-        try:
-            self._control.receive(0.001)
-        except TimedOut:
-            return False
-        except RuntimeFault:
-            return True
-        return True

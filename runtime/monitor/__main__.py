@@ -13,7 +13,9 @@ from __future__ import annotations
 import os
 import sys
 
-if __name__ == "__main__":  # started by path with -I -S: no site-packages, nothing of the environment
+if (
+    __name__ == "__main__"
+):  # started by path with -I -S: no site-packages, nothing of the environment
     sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
 
 import json
@@ -52,7 +54,9 @@ class Monitor:
         self.processes: dict[int, Process] = {}  # job 0 is the container's own process
         self.clients: list[Client] = [self.starter]
         self.quiesced: dict | None = None  # a dump is under way; its reason becomes that of the end
-        self.pipe_names: list[dict] = []
+        self.hook_answer = -1  # where the hook of a restoring CRIU waits for our word
+        self.hook_waits = False
+        self.held = False  # prepared by a migration: its peer's end is no reason to give up
         self.state: dict = {
             "state": "creating",
             "monitor_pid": os.getpid(),
@@ -250,22 +254,72 @@ class Monitor:
             if number == 0:
                 process = self.main_process(streams)
             self.add(number, process)
+        environment = self.open_hooks(restore)
         argv = [*restore["argv"], "--root", root, *inherit]
-        for key in self.plan["externals"]:
-            argv += ["--external", f"mnt[{key}]:{os.path.join(self.plan['run_dir'], 'm', key)}"]
+        for key in restore["keys"]:
+            where = os.path.join(self.plan["run_dir"], "m", key)
+            if not os.path.lexists(where):
+                os.mkdir(where)  # a cgroup hierarchy of the dump's host that this one hasn't
+            argv += ["--external", f"mnt[{key}]:{where}"]
         pid = os.fork()
         if pid == 0:
-            self.become_criu(argv, restore, passed)
+            self.become_criu(argv, {**restore, "env": environment}, passed)
         self.criu_pid = pid
         for process in self.processes.values():
             process.streams.close_theirs()
         self.save(state="restoring")
         self.starter.answer(event="criu", pid=pid)
 
+    def open_hooks(self, restore: dict) -> dict:
+        """CRIU's hooks ask us (runtime/criu/hook.sh), and we whoever started or took over this restore.
+
+        Ours are the pipes, since what is prepared for a migration must outlive the process that prepared it.
+        """
+        ask_r, ask_w = os.pipe2(os.O_CLOEXEC)
+        answer_r, self.hook_answer = os.pipe2(os.O_CLOEXEC)
+        self.watch(ask_r, select.POLLIN, lambda: self.on_hook(ask_r))
+        return {
+            **restore["env"],
+            "CKPT_HOOKS": " ".join(restore["hooks"]),
+            "CKPT_PID": str(os.getpid()),
+            "CKPT_ASK": str(ask_w),
+            "CKPT_ANSWER": str(answer_r),
+        }
+
+    def on_hook(self, fd: int) -> None:
+        at = time.time_ns()
+        for line in os.read(fd, 4096).splitlines():
+            action, pid = line.decode().split()
+            self.hook_waits = True
+            if self.starter not in self.clients and not self.held:
+                self.verdict(1)
+            else:
+                self.starter.answer(event="hook", action=action, pid=int(pid), at_ns=at)
+
+    def verdict(self, status: int) -> None:
+        self.hook_waits = False
+        os.write(self.hook_answer, b"%d\n" % status)
+
+    def do_hold(self, client: Client, request: dict) -> None:
+        """What is restored waits for a word, whoever brings it, and outlives who prepared it."""
+        self.held = True
+        client.answer(ok=True)
+
+    def do_take_over(self, client: Client, request: dict) -> None:
+        """Recovery: from now on this client is told what happens, and gives the word."""
+        self.starter = client
+        client.answer(held=self.held, waits=self.hook_waits, state=self.state["state"])
+
+    def do_verdict(self, client: Client, request: dict) -> None:
+        if not self.hook_waits:
+            client.answer(error="no hook waits for a word")
+        else:
+            self.verdict(request["status"])
+
     def become_criu(self, argv: list[str], restore: dict, passed: list[int]) -> None:
         try:
             syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-            execute.join_cgroups(self.plan["cgroup_procs"])
+            mounts.join_cgroups(self.plan["cgroup_procs"])
             # CRIU with --manage-cgroups=ignore makes no cgroup namespace: the tasks inherit this one.
             syscalls.unshare(syscalls.CLONE_NEWCGROUP)
             os.setsid()
@@ -278,7 +332,7 @@ class Monitor:
             for fd in passed:
                 os.set_inheritable(fd, True)
             execute.reset_signals()
-            os.execve(argv[0], argv, {**restore["env"]})
+            os.execve(argv[0], argv, restore["env"])
         finally:
             os._exit(127)
 
@@ -454,6 +508,8 @@ class Monitor:
         # A starter that is gone before it said "start" leaves nothing half made behind.
         if client is self.starter and self.state["state"] == "creating":
             self.fail("the starter ended")
+        if client is self.starter and self.hook_waits and not self.held:
+            self.verdict(1)  # CRIU kills what it restored
 
     def on_input(self, process: Process, packet: bytes) -> None:
         kind, data = packet[:1], packet[1:]
@@ -565,7 +621,12 @@ class Monitor:
         helper = os.fork()
         if helper == 0:
             inside = streams.inside(terminal=process["terminal"])
-            job.run(self.init_pid, {**process, "cgroup_procs": self.plan["cgroup_procs"]}, theirs, inside)
+            job.run(
+                self.init_pid,
+                {**process, "cgroup_procs": self.plan["cgroup_procs"]},
+                theirs,
+                inside,
+            )
         theirs.close()
         streams.close_theirs()
         code = 126
@@ -647,7 +708,20 @@ class Monitor:
 # Only these can be called from the socket.
 REQUESTS = {
     name: name
-    for name in ("go", "start", "state", "kill", "wait", "attach", "exec", "quiesce", "resume")
+    for name in (
+        "go",
+        "start",
+        "state",
+        "kill",
+        "wait",
+        "attach",
+        "exec",
+        "quiesce",
+        "resume",
+        "verdict",
+        "hold",
+        "take_over",
+    )
 }
 
 
@@ -718,8 +792,11 @@ def main() -> int:
     os.setsid()
     os.chdir("/")
     starter = socket.socket(fileno=starter_fd)
+    outside = os.open("/proc/self/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     monitor = Monitor(plan, starter)
     monitor.run()
+    # Out of our mount namespace: in it, layers and volumes are mounted below the directory that is deleted next.
+    syscalls.setns(outside, syscalls.CLONE_NEWNS)
     # What is left (network, cgroups, restart policy) needs more than we have loaded.
     os.execve(plan["ended"][0], plan["ended"], plan["environment"])
 

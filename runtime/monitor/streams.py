@@ -10,7 +10,12 @@ from __future__ import annotations
 import os
 
 # Which descriptor inside, and who writes. "status" is the static init's report channel.
-ROLES = {"stdin": (0, "outside"), "stdout": (1, "inside"), "stderr": (2, "inside"), "status": (3, "inside")}
+ROLES = {
+    "stdin": (0, "outside"),
+    "stdout": (1, "inside"),
+    "stderr": (2, "inside"),
+    "status": (3, "inside"),
+}
 
 
 class Streams:

@@ -10,7 +10,7 @@ import signal
 import socket
 
 from runtime import syscalls
-
+from runtime.security.apply import apply_capabilities
 
 # Where every container has the static init: a layer of its own puts it there.
 INIT = "/.ckpt/init"
@@ -52,13 +52,6 @@ def keep_only(fds: dict[int, int], channel: socket.socket) -> socket.socket:
     return socket.socket(fileno=high)
 
 
-def join_cgroups(procs_files: list[str]) -> None:
-    """Move the caller into cgroups, named by their cgroup.procs files, as opened by the caller's mounts."""
-    for path in procs_files:
-        with open(path, "w") as file:
-            file.write("0")
-
-
 def change_directory(process: dict) -> None:
     cwd = process["cwd"]
     try:
@@ -80,15 +73,24 @@ def become(process: dict) -> None:
         resource.setrlimit(limit["resource"], (limit["soft"], limit["hard"]))
     os.umask(process["umask"])
     filter_first = process.get("seccomp") and not process["no_new_privileges"]
-    if filter_first:  # without no_new_privs loading a filter needs CAP_SYS_ADMIN, which we are about to drop
-        syscalls.seccomp_load(base64.b64decode(process["seccomp"]))
-    if process["capabilities"]:
-      from runtime.security.apply import apply_capabilities
-      apply_capabilities(process["capabilities"],uid=process["uid"],gid=process["gid"],groups=process["groups"])
+    if (
+        filter_first
+    ):  # without no_new_privs loading a filter needs CAP_SYS_ADMIN, which we are about to drop
+        _load_filter(process)
+    apply_capabilities(
+        process["capabilities"],
+        uid=process["uid"],
+        gid=process["gid"],
+        groups=process["groups"],
+    )
     if process["no_new_privileges"]:
         syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
     if process.get("seccomp") and not filter_first:
-        syscalls.seccomp_load(base64.b64decode(process["seccomp"]))
+        _load_filter(process)
+
+
+def _load_filter(process: dict) -> None:
+    syscalls.seccomp_load(base64.b64decode(process["seccomp"]), process["seccomp_flags"])
 
 
 def argv_of(process: dict, *, under_init: bool) -> list[str]:

@@ -52,7 +52,7 @@ def run(plan: dict, root: str, channel: socket.socket, stdio: dict[int, int]) ->
     try:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
         doing = "joining the cgroups"
-        execute.join_cgroups(plan["cgroup_procs"])
+        mounts.join_cgroups(plan["cgroup_procs"])
         doing = "making the namespaces"
         if plan["userns"]:
             syscalls.unshare(syscalls.CLONE_NEWUSER)

@@ -13,7 +13,7 @@ import os
 import socket
 
 from runtime import syscalls
-from runtime.stage import execute, first, namespaces
+from runtime.stage import execute, first, mounts, namespaces
 
 
 def run(init_pid: int, process: dict, channel: socket.socket, stdio: dict[int, int]) -> None:
@@ -21,7 +21,7 @@ def run(init_pid: int, process: dict, channel: socket.socket, stdio: dict[int, i
     doing = "joining the cgroups"
     try:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
-        execute.join_cgroups(process["cgroup_procs"])
+        mounts.join_cgroups(process["cgroup_procs"])
         doing = "joining the namespaces"
         namespaces.enter(init_pid)
         middle = os.fork()
@@ -45,6 +45,8 @@ def run(init_pid: int, process: dict, channel: socket.socket, stdio: dict[int, i
         if isinstance(error, FileNotFoundError) and doing == "executing":
             code = 127
         try:
-            first.tell(channel, error=first.explain(error, f"{doing} {process['args'][0]}"), code=code)
+            first.tell(
+                channel, error=first.explain(error, f"{doing} {process['args'][0]}"), code=code
+            )
         finally:
             os._exit(code)

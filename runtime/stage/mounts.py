@@ -40,6 +40,7 @@ def assemble(plan: dict, userns: int | None) -> str:
     sc.mount(None, where, None, sc.MS_PRIVATE)
     for key, external in plan["externals"].items():
         _external(external, os.path.join(where, key), userns)
+    _cgroup_file_systems(plan, where)
     return _overlay(plan, where, userns)
 
 
@@ -48,7 +49,7 @@ def _overlay(plan: dict, where: str, userns: int | None) -> str:
     for number, layer in enumerate(plan["layers"]):
         target = os.path.join(where, f"l{number}")
         os.mkdir(target)
-        _attach(layer, target, 0, userns, recursive=False)
+        _attach(layer, target, sc.MS_RDONLY, userns, recursive=False)
         lowers.append(f"l{number}")
     root = os.path.join(where, "rootfs")
     os.mkdir(root)
@@ -89,7 +90,44 @@ def _attach(source: str, target: str, flags: int, userns: int | None, *, recursi
     sc.mount(None, target, None, sc.MS_PRIVATE | (sc.MS_REC if recursive else 0))
 
 
+def _cgroup_file_systems(plan: dict, where: str) -> None:
+    """Mount cgroupfs as seen from the container's own cgroup: by a child that is in it, into our mount namespace."""
+    if not plan["cgroup_mounts"]:
+        return
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            join_cgroups(plan["cgroup_procs"])
+            sc.unshare(sc.CLONE_NEWCGROUP)
+            for entry in plan["cgroup_mounts"]:
+                target = os.path.join(where, entry["key"])
+                os.mkdir(target)
+                flags = sc.MS_NOSUID | sc.MS_NODEV | sc.MS_NOEXEC
+                sc.mount("cgroup", target, entry["type"], flags, entry["data"] or None)
+                sc.mount(None, target, None, flags | sc.MS_BIND | sc.MS_REMOUNT | sc.MS_RDONLY)
+                sc.mount(None, target, None, sc.MS_PRIVATE)
+            code = 0
+        finally:
+            os._exit(code)
+    if os.waitpid(pid, 0)[1]:
+        raise OSError(5, "cannot mount the cgroup file systems", where)
+
+
+def join_cgroups(procs_files: list[str]) -> None:
+    """Move the caller into cgroups, named by their cgroup.procs files."""
+    for path in procs_files:
+        with open(path, "w") as file:
+            file.write("0")
+
+
 def _external(external: dict, target: str, userns: int | None) -> None:
+    if external["kind"] == "node":
+        kind = {"c": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}[external["type"]]
+        os.mknod(target, kind | 0o600, os.makedev(external["major"], external["minor"]))
+        os.chown(target, external["uid"], external["gid"])
+        os.chmod(target, external["mode"])
+        return
     source = external["source"]
     if stat.S_ISDIR(os.stat(source).st_mode):
         os.mkdir(target)
@@ -158,7 +196,7 @@ def enter_root(plan: dict, root: str) -> None:
         if os.path.isdir(target):
             sc.mount("tmpfs", target, "tmpfs", sc.MS_RDONLY, "mode=755")
         elif os.path.exists(target):
-            sc.mount(os.path.join(where, "null"), target, None, sc.MS_BIND)
+            sc.mount(os.path.join(where, plan["mask"]), target, None, sc.MS_BIND)
     os.chdir(root)
     sc.pivot_root(".", ".")
     # The old root lies over the new one now; detached, it takes m/ and everything of the host with it.

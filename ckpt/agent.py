@@ -1,0 +1,225 @@
+"""`ckpt agent`: the other host's end of a migration, started over SSH, speaking on its standard streams.
+
+It carries out the destination's column of the exchange in transport/protocol.py. What it has prepared outlives it:
+the container's monitor holds it, and `ckpt recover` or another agent goes on from the journal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ckpt.ops import arrival as arrivals
+from ckpt.ops.arrival import Arrival
+from ckpt.ops.conversation import FEATURES, SOFTWARE, Conversation
+from ckpt.ops.host import Host
+from ckpt.ops.journal import Entry, Journal
+from ckpt.ops.lane import LaneDesk
+from ckpt.ops.preflight import destination_facts, destination_findings
+from ckpt.ops.restore import Incoming
+from images.manifest import Manifest
+from runtime.errors import NotFound, SystemFault
+from transport.errors import ProtocolFault
+from transport.framing import FdStream, FrameLink
+from transport.lanes import LaneReader
+from transport.messages import Message, greet
+from transport.protocol import Action, Begin, Destination, Outcome, State
+
+ARRIVING = 600.0
+
+
+class Agent:
+    """One migration's destination."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self._name = ""
+        self._peer = ""
+        self._journal: Journal | None = None
+        self._lane: LaneReader | None = None
+        self._incoming: Incoming | None = None
+        self._arrival: Arrival | None = None
+        self._restoring: threading.Thread | None = None
+        self._restore_fault: BaseException | None = None
+        self._stopped = threading.Event()
+        self._folder = Path(tempfile.mkdtemp(prefix="a", dir=host.paths.run))
+        self.conversation = Conversation(
+            Destination("", greet(SOFTWARE, FEATURES)),
+            {
+                Action.CHECK: self.check,
+                Action.RECEIVE: self.receive,
+                Action.BRACE: self.brace,
+                Action.VERIFY: self.verify,
+                Action.PREPARE: self.prepare,
+                Action.RELEASE: self.release,
+                Action.DISCARD: self.discard,
+                Action.RECALL: self.recall,
+            },
+            self.write_journal,
+        )
+        self._desk = LaneDesk(self.conversation, self._folder)
+        self.conversation.on("lane_ask", self._desk.on_ask)
+        self.conversation.on("note", self.on_note)
+
+    def run(self, read_fd: int, write_fd: int) -> Outcome:
+        self.conversation.connect(FrameLink(FdStream(read_fd, write_fd, target="the source")))
+        try:
+            outcome, _ = self.conversation.run(Begin())
+            return outcome
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self._desk.close()
+        if self._lane is not None:
+            self._lane.abort()
+        if self._incoming is not None:
+            self._incoming.close()
+        if self._arrival is not None:
+            self._arrival.__exit__(None, None, None)
+        if self._journal is not None:
+            self._journal.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    # ---- what the machine asks for
+
+    def write_journal(self, state: State, durable: bool, identity: str) -> None:
+        if self._journal is None:
+            entry = Entry(
+                id=identity,
+                role="destination",
+                container="",
+                name=self._name,
+                peer=self._peer,
+                state=str(state),
+            )
+            self._journal = Journal(self.host.paths.journals, entry)
+        if self._arrival is not None and self._arrival.began:
+            self._journal.entry.container = self._arrival.container.record.id
+        self._journal.write(state)
+        if state == State.CLEANED:
+            self._journal.forget()
+
+    def check(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        wanted = facts["facts"]
+        self._name = str(wanted.get("name", ""))
+        self._peer = str(wanted.get("host", ""))
+        findings = destination_findings(self.host, wanted)
+        return {
+            "ok": not findings,
+            "findings": findings,
+            "facts": destination_facts(self.host, wanted),
+        }
+
+    def receive(self, facts: Mapping[str, Any]) -> None:
+        self._lane = self._desk.accept(ARRIVING)
+
+        def arrive(manifest: Manifest) -> Arrival:
+            arrival = Arrival(self.host, manifest, name=self._name, same_id=True)
+            self._arrival = arrival
+            arrival.check_stream()
+            arrival.begin()
+            self.write_journal(State.RECEIVING, True, self.conversation.machine.id)
+            return arrival
+
+        self._incoming = Incoming(self._lane.fd, arrive)
+        self._incoming.start()
+
+    def brace(self, facts: Mapping[str, Any]) -> None:
+        """The frozen window has begun: CRIU is started now, and waits for its first image."""
+        self._restoring = threading.Thread(target=self._restore, name="restore", daemon=True)
+        self._restoring.start()
+
+    def _restore(self) -> None:
+        try:
+            assert self._incoming is not None
+            arrival = self._incoming.wait_begun()
+            self._incoming.wait_layers()
+            arrival.restore(self._incoming.spool.source(), check=self._check_going)
+        except BaseException as fault:
+            self._restore_fault = fault
+
+    def _check_going(self) -> None:
+        assert self._incoming is not None
+        self._incoming.check()
+        if self._stopped.is_set():
+            raise SystemFault(
+                doing="restoring", target=self._name, why="the migration was given up"
+            )
+
+    def verify(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        assert self._incoming is not None and self._lane is not None
+        self._incoming.wait_ended(ARRIVING)
+        expected, found = facts["summary"], {"bytes": self._incoming.size}
+        if found != expected:
+            raise ProtocolFault(
+                doing="receiving", target=self._name, why=f"{found} arrived instead of {expected}"
+            )
+        lane, self._lane = self._lane, None
+        lane.finish(30.0)
+        return {"summary": found}
+
+    def prepare(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        assert self._restoring is not None and self._arrival is not None
+        self._restoring.join()
+        if self._restore_fault is not None:
+            raise _as_fault(self._restore_fault)
+        self._arrival.hold()
+        return {"facts": {"prepared_ns": self._arrival.times["prepared"]}}
+
+    def release(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        if self._arrival is not None:
+            self._arrival.go()
+            return {"at": self._arrival.times["running"], "facts": {}}
+        assert self._journal is not None
+        return {"at": arrivals.release_held(self.host, self._journal.entry.container), "facts": {}}
+
+    def discard(self, facts: Mapping[str, Any]) -> None:
+        self._stopped.set()
+        if self._lane is not None:
+            self._lane.abort()
+            self._lane = None
+        if self._restoring is not None:
+            self._restoring.join()
+        if self._arrival is not None:
+            self._arrival.abandon()
+        elif self._journal is not None:
+            arrivals.discard_held(self.host, self._journal.entry.container)
+
+    def recall(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        identity = self.conversation.machine.id
+        try:
+            self._journal = Journal.load(self.host.paths.journals, identity, "destination")
+        except NotFound:
+            return {"state": "none"}
+        return {"state": self._journal.entry.state}
+
+    def on_note(self, message: Message) -> None:
+        """Clock: the source compares ours with its own, so that the downtime is measured in one time."""
+        if message["topic"] == "clock":
+            with contextlib.suppress(Exception):
+                self.conversation.tell("note", topic="clock", body={"ns": time.time_ns()})
+
+
+def _as_fault(fault: BaseException) -> Exception:
+    if isinstance(fault, Exception):
+        return fault
+    return SystemFault(doing="restoring", target="the container", why=repr(fault))
+
+
+def serve(host: Host) -> Outcome:
+    """Be the agent on standard input and output. Nothing else may write there: the streams are moved away first."""
+    host.ready()
+    read_fd, write_fd = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(2, 1)
+    os.close(null)
+    return Agent(host).run(read_fd, write_fd)

@@ -1,0 +1,46 @@
+"""The command line. A file per group of commands; each parses, calls one operation, and renders."""
+
+from __future__ import annotations
+
+import logging
+
+import click
+
+from ckpt import __version__
+from ckpt.cli import checkpoints, containers, internal, jobs, migration
+from ckpt.ops.host import Host
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="ckpt")
+@click.option(
+    "--root",
+    envvar="CKPT_ROOT",
+    metavar="DIR",
+    help="Where this host keeps its containers and checkpoints.  [default: /var/lib/ckpt]",
+)
+@click.option("-v", "--verbose", count=True, help="Say what is done; twice: everything.")
+@click.pass_context
+def cli(context: click.Context, root: str | None, verbose: int) -> None:
+    """Containers that move: run, checkpoint, restore and live-migrate them.
+
+    \b
+    ckpt run -d --name web ./rootfs -- nginx -g 'daemon off;'
+    ckpt dump web --leave-running
+    ckpt migrate web root@other
+    """
+    level = {0: logging.ERROR, 1: logging.INFO}.get(verbose, logging.DEBUG)
+    logging.basicConfig(level=level, format="%(asctime)s %(name)s: %(message)s")
+    if verbose < 3:
+        logging.getLogger("paramiko").setLevel(logging.CRITICAL)
+    context.obj = Host.here(root)
+
+
+for module in (containers, jobs, checkpoints, migration, internal):
+    for command in module.COMMANDS:
+        cli.add_command(command)
+
+
+def main() -> None:
+    """The entry point of the program."""
+    cli(prog_name="ckpt")

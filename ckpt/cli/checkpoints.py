@@ -1,0 +1,209 @@
+"""dump, restore, checkpoints."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ckpt.cli import show
+from ckpt.cli.types import CHECKPOINT, CONTAINER, command, json_option
+from ckpt.ops import dump as dumping
+from ckpt.ops import restore as restoring
+from ckpt.ops.host import Host
+from images.inspect import inspect_images
+from images.manifest import Manifest
+from runtime.errors import BadInput
+
+
+@command("dump")
+@click.option("--as", "checkpoint", default="", metavar="NAME", help="The checkpoint's name.")
+@click.option("--leave-running", is_flag=True, help="The container runs on afterwards.")
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE|-",
+    help="Write a stream to a file or to stdout, not to the store.",
+)
+@json_option
+@click.argument("name", type=CONTAINER)
+def dump(
+    host: Host, name: str, checkpoint: str, leave_running: bool, output: str | None, as_json: bool
+) -> None:
+    """Checkpoint a container: processes, memory, open files, sockets, and the files it wrote.
+
+    \b
+    ckpt dump web                             # into the store; the container stops
+    ckpt dump web --leave-running --as daily
+    ckpt dump web -o - | ssh other ckpt restore -
+    """
+    if output is None:
+        manifest = dumping.to_store(host, name, checkpoint=checkpoint, leave_running=leave_running)
+    elif output == "-":
+        if os.isatty(1):
+            raise BadInput(
+                doing="writing",
+                target="a checkpoint to the terminal",
+                why="it is not for eyes",
+                hint="redirect it, or name a file with -o",
+            )
+        dumping.to_stream(host, name, 1, checkpoint=checkpoint, leave_running=leave_running)
+        return
+    else:
+        manifest = dumping.to_file(
+            host, name, Path(output), checkpoint=checkpoint, leave_running=leave_running
+        )
+    if as_json:
+        show.emit_json(_brief(manifest))
+    else:
+        click.echo(manifest.name)
+
+
+@command("restore")
+@click.option("--as", "name", default="", metavar="NAME", help="Another name for the container.")
+@click.option("--no-verify", is_flag=True, help="Don't compare digests first.")
+@click.argument("source", type=CHECKPOINT, metavar="CHECKPOINT|FILE|-")
+def restore(host: Host, source: str, name: str, no_verify: bool) -> None:
+    """Bring a container back from a checkpoint, and let it run on.
+
+    \b
+    ckpt restore web-20260101-120000
+    ckpt restore backup.ckpt --as copy
+    """
+    if source == "-":
+        container = restoring.from_stream(host, 0, name=name)
+    elif "/" in source or (source not in host.store.names() and Path(source).is_file()):
+        container = restoring.from_file(host, Path(source), name=name)
+    else:
+        container = restoring.from_store(host, source, name=name, verify=not no_verify)
+    click.echo(container.record.name)
+
+
+@click.group("checkpoints", context_settings={"help_option_names": ["-h", "--help"]})
+def checkpoints() -> None:
+    """The checkpoints of this host."""
+
+
+@command("ls")
+@json_option
+def ls(host: Host, as_json: bool) -> None:
+    """List them, oldest first."""
+    found = [
+        {
+            "name": entry.name,
+            "container": entry.manifest.container_name if entry.manifest else None,
+            "created_ns": entry.manifest.created if entry.manifest else 0,
+            "size": entry.size,
+            "problem": str(entry.fault) if entry.fault else None,
+        }
+        for entry in host.store.list()
+    ]
+    if as_json:
+        show.emit_json(found)
+        return
+    show.table(
+        ("NAME", "CONTAINER", "CREATED", "SIZE"),
+        (
+            (
+                one["name"],
+                one["container"] or f"damaged: {one['problem']}",
+                show.ago(int(one["created_ns"] or 0)),
+                show.size(int(one["size"] or 0)),
+            )
+            for one in found
+        ),
+    )
+
+
+@command("inspect")
+@json_option
+@click.argument("name", type=CHECKPOINT)
+def inspect(host: Host, name: str, as_json: bool) -> None:
+    """What is in a checkpoint: processes, open files, sockets, memory by kind, sizes and times."""
+    with host.store.open(name) as stored:
+        manifest = stored.manifest
+        found = inspect_images(stored.criu_dir).to_dict()
+    value = {"manifest": _brief(manifest), **found}
+    if as_json:
+        show.emit_json(value)
+    else:
+        from ckpt.cli.describe import describe_checkpoint
+
+        describe_checkpoint(manifest, found)
+
+
+@command("verify")
+@json_option
+@click.argument("names", nargs=-1, type=CHECKPOINT)
+def verify(host: Host, names: tuple[str, ...], as_json: bool) -> None:
+    """Read every byte and compare it with the digests. All checkpoints, if none is named."""
+    found = {
+        name: [str(problem) for problem in host.store.verify(name)]
+        for name in names or host.store.names()
+    }
+    if as_json:
+        show.emit_json(found)
+    else:
+        for name, problems in found.items():
+            click.echo(
+                f"{name}: {'good' if not problems else ''}".rstrip(": ")
+                if problems
+                else f"{name}: good"
+            )
+            for problem in problems:
+                click.echo(f"  {problem}")
+    if any(found.values()):
+        sys.exit(21)
+
+
+@command("rm")
+@click.argument("names", nargs=-1, required=True, type=CHECKPOINT)
+def rm(host: Host, names: tuple[str, ...]) -> None:
+    """Delete checkpoints."""
+    for name in names:
+        host.store.remove(name)
+        click.echo(name)
+
+
+@command("export")
+@click.argument("name", type=CHECKPOINT)
+@click.argument("file", metavar="FILE|-")
+def export(host: Host, name: str, file: str) -> None:
+    """Write a checkpoint as one stream, with the layers that it needs."""
+    with host.store.open(name) as stored:
+        if file == "-":
+            restoring.export(host, stored, 1)
+        else:
+            with dumping.whole_file(Path(file)) as fd:
+                restoring.export(host, stored, fd)
+
+
+@command("import")
+@click.option("--as", "name", default="", metavar="NAME", help="Another name.")
+@click.argument("file", metavar="FILE|-")
+def import_(host: Host, file: str, name: str) -> None:
+    """Take a stream into the store."""
+    host.ready()
+    if file == "-":
+        click.echo(restoring.import_stream(host, 0, name=name).name)
+        return
+    with dumping.opened(Path(file)) as fd:
+        click.echo(restoring.import_stream(host, fd, name=name).name)
+
+
+for _command in (ls, inspect, verify, rm, export, import_):
+    checkpoints.add_command(_command)
+
+
+def _brief(manifest: Manifest) -> dict[str, Any]:
+    """A manifest without the container's inner record."""
+    found = manifest.to_dict()
+    found.pop("container", None)
+    found["size"] = manifest.size
+    return found
+
+
+COMMANDS = [dump, restore, checkpoints]

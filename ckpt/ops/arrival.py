@@ -1,0 +1,372 @@
+"""A container that is coming in: the destination's half of every restore and migration.
+
+check()          what would fail is found and said
+begin()          record, id range, addresses: from now on undone by abandon()
+files            parts of kind "files" are applied to the upper directory as they come
+restore()        a monitor runs CRIU, which takes its images from a source that may still be filling
+prepared         everything is restored, not one instruction has run
+go() | abandon() the verdict
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from ckpt.ops.bringup import Surroundings, bring_up, network_of, resources_of
+from ckpt.ops.create import forget, write_etc
+from ckpt.ops.departure import cpu_features
+from ckpt.ops.host import Host
+from images.criu_stream import Serve
+from images.manifest import Manifest
+from images.moving import Mover
+from images.parts import Part, Sink
+from images.rewrite import Rewriter
+from images.sources import Source
+from runtime.container import idrange
+from runtime.container.record import Container, Record, check_free, check_name, new_id
+from runtime.control import Control
+from runtime.criu.failures import CriuFault
+from runtime.criu.restore import Restorer
+from runtime.errors import NotFound, RuntimeFault, Unsupported, WrongState
+from runtime.network import host as network
+from runtime.network import plan as addresses
+from runtime.network.config import NetworkConfig
+from runtime.tree.receive import receive
+
+RESTORE_LIMIT = 3600.0
+_UPPER = "upper-"
+_LAYER = "layer-"
+
+
+class Arrival:
+    """Use as a context manager: leaving it before go() has succeeded undoes everything."""
+
+    def __init__(
+        self, host: Host, manifest: Manifest, *, name: str = "", same_id: bool = False
+    ) -> None:
+        self.host = host
+        self.manifest = manifest
+        self.name = name or manifest.container_name
+        self.origin = manifest.name
+        self._same_id = same_id
+        self.began = False
+        self._stack = contextlib.ExitStack()
+        self._done = False
+        self.container: Container
+        self.around: Surroundings
+        self.restorer: Restorer
+        self.times: dict[str, int] = {}
+        self._faults: list[BaseException] = []
+        self._server: threading.Thread | None = None
+
+    def __enter__(self) -> Arrival:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    # ---- before anything is made
+
+    def problems(self) -> list[str]:
+        """Every reason why this checkpoint cannot be restored here, a line each."""
+        manifest, found = self.manifest, []
+        if manifest.arch != platform.machine():
+            found.append(f"it is of a {manifest.arch} host, this is {platform.machine()}")
+        lacking = sorted(set(manifest.cpu_features) - set(cpu_features()))
+        if lacking:
+            found.append(f"this CPU lacks {', '.join(lacking[:8])}")
+        theirs = tuple(int(part) for part in manifest.criu.split("."))
+        if theirs[:2] > self.host.criu.version[:2]:
+            found.append(f"it is of CRIU {manifest.criu}, here is {self.host.criu.text}")
+        return found
+
+    def check(self) -> None:
+        """Raises Unsupported with problems() and what is missing here."""
+        missing = [d for d in self.manifest.rootfs.layers if not self.host.layers.has(d)]
+        self._refuse(self.problems() + [f"layer {digest[:12]} is not here" for digest in missing])
+
+    def check_stream(self) -> None:
+        """As check(), for a stream, which brings layers that are missing."""
+        self._refuse(self.problems())
+
+    def _refuse(self, problems: list[str]) -> None:
+        if problems:
+            raise Unsupported(
+                doing="restoring",
+                target=f"checkpoint {self.manifest.name}",
+                why="; ".join(problems),
+            )
+
+    # ---- a place for it
+
+    def begin(self) -> None:
+        """Reserve name, id range and addresses, and write the record. Raises Conflict."""
+        check_name(self.name)
+        with self.host.lock():
+            check_free(self.host.paths, self.name)
+            record = Record.from_dict(dict(self.manifest.container["record"]))
+            everyone = self.host.containers()
+            record.name = self.name
+            if not self._same_id or self.host.paths.container(record.id).home.exists():
+                record.id = new_id(self.host.paths)
+            record.created_ns = time.time_ns()
+            record.origin = self.origin
+            record.wanted = "running"
+            if record.id_base:
+                taken = (other.record.id_base for other in everyone)
+                record.id_base = idrange.choose(taken, wish=record.id_base)
+            self.container = Container(self.host.paths, record)
+            self._stack.callback(self._forget)
+            self.began = True
+            config = NetworkConfig.from_dict(record.network)
+            record.network = addresses.resolve(
+                config, root_dir=self.host.paths.root, container_id=record.id
+            ).to_dict()
+            self.container.save()
+        for path in (self.container.paths.upper, self.container.paths.rw / "work"):
+            path.mkdir(mode=0o755, parents=True)
+        self.container.paths.etc.mkdir(mode=0o755)
+        write_etc(self.container)
+
+    def _forget(self) -> None:
+        if not self._done:
+            forget(self.host, self.container)
+
+    def files(self) -> Sink:
+        """The sink for parts of kind "files"."""
+        return _FilesSink(self)
+
+    def apply_upper(self, fd: int) -> None:
+        receive(fd, str(self.container.paths.upper), id_shift=self.id_shift)
+
+    @property
+    def id_shift(self) -> tuple[int, int] | None:
+        record = self.container.record
+        return (record.id_base, record.id_size) if record.id_base else None
+
+    def rewriter(self) -> Rewriter:
+        """What must change in CRIU's images on their way in: host ids, if another range was free here."""
+        rewriter = Rewriter()
+        before, after = self.manifest.rootfs.id_base or 0, self.container.record.id_base
+        if before != after:
+            rewriter.move_ids(before, after)
+        return rewriter
+
+    # ---- CRIU
+
+    def restore(self, source: Source, *, check: Callable[[], None] = lambda: None) -> None:
+        """Have CRIU restore from SOURCE, up to the point where nothing has run yet. CHECK may raise to end it."""
+        container = self.container
+        work = container.paths.run / "criu"
+        work.mkdir(mode=0o700, parents=True, exist_ok=True)
+        own_network = network_of(container).kind != "host"
+        target = f"container {container.record.name}"
+        self.restorer = self._stack.enter_context(
+            Restorer(self.host.criu, work=work, own_network=own_network, target=target)
+        )
+        plan = self.restorer.plan(self.manifest.container["quiesced"])
+        serve = Serve(self.restorer.directory)
+        self.around = self._stack.enter_context(
+            bring_up(self.host, container, restore=plan, limits=False)
+        )
+        self._server = threading.Thread(
+            target=self._serve, args=(serve, source), name="serve", daemon=True
+        )
+        self._server.start()
+        checked = self._checker(check)
+        try:
+            self.restorer.started(self.around.control)
+            if own_network:
+                self.around.plug(self.restorer.namespaces(RESTORE_LIMIT, checked))
+                self.restorer.plugged()
+            self.restorer.prepared(RESTORE_LIMIT, checked)
+        except CriuFault as fault:
+            # The container's directories go; what CRIU said about it stays.
+            fault.log = self.host.keep_log(fault.log, f"{self.name}-restore")
+            raise
+        self.times["prepared"] = time.time_ns()
+
+    def _serve(self, serve: Serve, source: Source) -> None:
+        try:
+            serve.run(source)
+        except BaseException as error:
+            self._faults.append(error)
+
+    def _checker(self, check: Callable[[], None]) -> Callable[[], None]:
+        def checked() -> None:
+            check()
+            if self._faults:
+                raise self._faults[0]
+
+        return checked
+
+    # ---- the verdict
+
+    def go(self) -> int:
+        """Let it run; returns its init's pid."""
+        self.around.cgroup.apply(resources_of(self.container))
+        self.around.attach()
+        self._done = True
+        pid = self.restorer.go()
+        self.times["running"] = self.restorer.resumed_ns
+        network.announce(self.around.prepared, pid)
+        if self._server is not None:
+            self._server.join(10)
+        return pid
+
+    def hold(self) -> None:
+        """What is prepared outlives us from now on: only a verdict ends it."""
+        self.restorer.hold()
+        self._done = True
+
+    def abandon(self) -> None:
+        """Undo everything. Leaving the context does the same, unless hold() or go() came before."""
+        self._done = False
+        self._stack.close()
+
+
+def held(host: Host, identity: str) -> tuple[Container, Control]:
+    """A container that was prepared by a process that is gone, and its monitor, now ours to give the verdict."""
+    container = host.find(identity)
+    control = Control.connect(container.paths, container.record.name)
+    answer = control.call("take_over")
+    if not (answer["held"] and answer["waits"]):
+        control.close()
+        raise WrongState(
+            doing="taking over",
+            target=f"container {container.record.name}",
+            why="nothing waits there",
+        )
+    return container, control
+
+
+def release_held(host: Host, identity: str) -> int:
+    """Recovery after COMMIT: let run what another process prepared. Returns when it ran (ns since the epoch)."""
+    container = host.find(identity)
+    if container.status().state == "running":
+        return int(time.time_ns())
+    container, control = held(host, identity)
+    with control:
+        restorer = Restorer(
+            host.criu,
+            work=container.paths.run / "criu",
+            own_network=network_of(container).kind != "host",
+            target=f"container {container.record.name}",
+        )
+        with restorer:
+            restorer.adopt(control)
+            prepared = network.describe(
+                network_of(container), container.record.id, root_dir=host.paths.root
+            )
+            host.cgroup(container).apply(resources_of(container))
+            network.attach(prepared)
+            network.announce(prepared, restorer.go())
+            return restorer.resumed_ns
+
+
+def discard_held(host: Host, identity: str) -> None:
+    """Recovery of what was not committed: leave nothing here. What isn't there is fine."""
+    if not identity:
+        return
+    try:
+        container = host.find(identity)
+    except NotFound:
+        return
+    with contextlib.suppress(RuntimeFault):
+        held(host, identity)[1].close()
+    forget(host, container)
+
+
+class _FilesSink:
+    """Applies `upper-NNN.tree` to the upper directory in the order in which they come, and takes in layers."""
+
+    def __init__(self, arrival: Arrival) -> None:
+        self._arrival = arrival
+
+    def open(self, name: str) -> Part:
+        if name.startswith(_UPPER):
+            return _TreePart(self._arrival.apply_upper)
+        if name.startswith(_LAYER):
+            return layer_part(self._arrival.host, self._arrival.manifest, name)
+        raise NotFound(doing="receiving", target=name, why="nothing of that name is known here")
+
+
+class LayersAside:
+    """A sink that puts layers where they belong, and everything else into another sink."""
+
+    def __init__(self, host: Host, manifest: Manifest, sink: Sink) -> None:
+        self._host = host
+        self._manifest = manifest
+        self._sink = sink
+
+    def open(self, name: str) -> Part:
+        if name.startswith(_LAYER):
+            return layer_part(self._host, self._manifest, name)
+        return self._sink.open(name)
+
+
+def layer_part(host: Host, manifest: Manifest, name: str) -> Part:
+    """Takes in a layer that comes along; one that is here already is read and dropped."""
+    digest = name[len(_LAYER) :].removesuffix(".tree")
+    if digest not in manifest.rootfs.layers:
+        raise NotFound(
+            doing="receiving", target=f"layer {digest}", why="the container has none such"
+        )
+
+    def take(fd: int) -> None:
+        if host.layers.has(digest):
+            while os.read(fd, 1 << 20):
+                pass
+            return
+        with host.layers.adopt(digest) as tree:
+            receive(fd, tree)
+
+    return _TreePart(take)
+
+
+class _TreePart:
+    """A part that a thread applies while it comes, through a pipe."""
+
+    def __init__(self, apply: Callable[[int], None]) -> None:
+        self._read, self._write = os.pipe2(os.O_CLOEXEC)
+        self._faults: list[BaseException] = []
+        self._applier = threading.Thread(target=self._apply, args=(apply,), name="files")
+        self._applier.start()
+
+    def _apply(self, apply: Callable[[int], None]) -> None:
+        try:
+            apply(self._read)
+        except BaseException as error:
+            self._faults.append(error)
+        finally:
+            os.close(self._read)
+
+    def take(self, mover: Mover, source: int, count: int, hashers: Any = ()) -> None:
+        try:
+            mover.move(source, self._write, count, hashers=hashers)
+        except Exception:
+            if self._faults:
+                raise self._faults[0] from None
+            raise
+
+    def close(self) -> None:
+        os.close(self._write)
+        self._applier.join()
+        if self._faults:
+            raise self._faults[0]
+
+    def abandon(self) -> None:
+        os.close(self._write)
+        self._applier.join()

@@ -1,0 +1,176 @@
+"""`ckpt create` and `ckpt run`: from a spec and a root file system to a container."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import stat
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ckpt.ops.bringup import tear_down
+from ckpt.ops.host import Host, lock_container
+from ckpt.ops.lifecycle import build, start
+from runtime import cgroups
+from runtime.container import idrange
+from runtime.container.record import Container, Record, check_free, check_name, new_id
+from runtime.errors import NotFound
+from runtime.files import discard
+from runtime.init.build import init_program
+from runtime.network import dns
+from runtime.network import host as network
+from runtime.network import plan as addresses
+from runtime.network.config import NetworkConfig
+from runtime.spec import first_problem, load_bundle
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a user asked for. spec: a complete OCI spec; rootfs: a directory or a tar archive."""
+
+    name: str
+    spec: dict[str, Any]
+    rootfs: Path
+    network: NetworkConfig
+    user_namespace: bool = True
+    stdin: bool = False
+    remove: bool = False
+    restart: dict[str, Any] = field(default_factory=lambda: {"policy": "no", "max": 0})
+
+
+def import_rootfs(host: Host, rootfs: Path) -> str:
+    """The digest of the layer that ROOTFS is; imported unless it is here. Raises NotFound, BadInput."""
+    try:
+        mode = rootfs.stat().st_mode
+    except OSError as error:
+        raise NotFound(
+            doing="reading", target=f"root file system {rootfs}", why=error.strerror or str(error)
+        ) from None
+    if stat.S_ISDIR(mode):
+        return host.layers.import_directory(str(rootfs), devices="skip")
+    return host.layers.import_archive(str(rootfs))
+
+
+def init_layer(host: Host) -> str:
+    """The layer with the static init, which lies above all others: no image can put another in its place."""
+    program = init_program(host.paths.root / "init")
+    return host.layers.ensure_layer_from_files({".ckpt/init": (0o755, program)})
+
+
+def create(host: Host, wish: Wish) -> Container:
+    """Make a container as far as "created". On any failure nothing of it is left."""
+    check_name(wish.name)
+    host.ready()
+    check_free(host.paths, wish.name)
+    fault = first_problem(wish.spec, f"of container {wish.name}")
+    if fault is not None:
+        raise fault
+    resources = cgroups.Resources.from_oci(wish.spec.get("linux", {}).get("resources"))
+    cgroups.require(host.layout, resources)
+    with host.layers.pinned():
+        layers = [init_layer(host), import_rootfs(host, wish.rootfs)]
+        with contextlib.ExitStack() as undo:
+            container = reserve(host, wish, layers)
+            undo.callback(forget, host, container)
+            with lock_container(container):
+                make_files(host, container)
+                build(host, container)
+            undo.pop_all()
+    return container
+
+
+def run(host: Host, wish: Wish) -> Container:
+    """create, then start. What cannot be started is removed again."""
+    container = create(host, wish)
+    try:
+        with lock_container(container):
+            start(host, container)
+    except BaseException:
+        forget(host, container)
+        raise
+    return container
+
+
+def reserve(host: Host, wish: Wish, layers: list[str]) -> Container:
+    """Give out name, id, id range and addresses, and write the record: one at a time on a host."""
+    with host.lock():
+        check_free(host.paths, wish.name)
+        taken = [other.record.id_base for other in host.containers()]
+        identity = new_id(host.paths)
+        record = Record(
+            id=identity,
+            name=wish.name,
+            created_ns=time.time_ns(),
+            spec=wish.spec,
+            layers=layers,
+            id_base=idrange.choose(taken) if wish.user_namespace else 0,
+            id_size=idrange.SIZE if wish.user_namespace else 0,
+            network=addresses.resolve(
+                wish.network, root_dir=host.paths.root, container_id=identity
+            ).to_dict(),
+            stdin=wish.stdin,
+            remove=wish.remove,
+            restart=wish.restart,
+        )
+        container = Container(host.paths, record)
+        container.save()
+        return container
+
+
+def make_files(host: Host, container: Container) -> None:
+    """The writable directory and the files of /etc that describe the container to itself."""
+    record, paths = container.record, container.paths
+    for path in (paths.rw, paths.upper, paths.rw / "work", paths.etc):
+        path.mkdir(mode=0o755, exist_ok=True)
+    # overlayfs shows the upper directory's own owner and mode at the root.
+    below = Path(host.layers.path(record.layers[-1])).stat()
+    paths.upper.chmod(stat.S_IMODE(below.st_mode))
+    shutil.chown(paths.upper, record.id_base + below.st_uid, record.id_base + below.st_gid)
+    write_etc(container)
+
+
+def write_etc(container: Container) -> None:
+    """resolv.conf, hosts and hostname, for a container with a network or host name of its own."""
+    record, etc = container.record, container.paths.etc
+    config = NetworkConfig.from_dict(record.network)
+    hostname = record.spec.get("hostname", "")
+    (etc / "hostname").write_text(f"{hostname}\n")
+    (etc / "hosts").write_text(dns.hosts_file(config, hostname))
+    (etc / "resolv.conf").write_text(dns.resolv_conf(config))
+
+
+def forget(host: Host, container: Container) -> None:
+    """Leave nothing of a container that did not come to be."""
+    tear_down(host, container)
+    network.destroy(
+        NetworkConfig.from_dict(container.record.network),
+        container.record.id,
+        root_dir=host.paths.root,
+    )
+    container.paths.record.unlink(missing_ok=True)
+    discard(container.paths.home)
+
+
+def wish_from_bundle(bundle: Path, name: str, network: NetworkConfig) -> Wish:
+    """An OCI bundle as it is: config.json and the root that it names."""
+    spec = load_bundle(str(bundle))
+    user_namespace = spec.namespace("user") is not None
+    return Wish(
+        name=name,
+        spec=spec.data,
+        rootfs=Path(spec.root_path),
+        network=network,
+        user_namespace=user_namespace,
+    )
+
+
+def with_settings(
+    wish: Wish, args: tuple[str, ...], *, stdin: bool, remove: bool, restart: dict[str, Any]
+) -> Wish:
+    """A bundle's wish with what the command line says besides; ARGS replace the bundle's, if there are some."""
+    spec = dict(wish.spec)
+    if args:
+        spec["process"] = {**spec["process"], "args": list(args)}
+    return replace(wish, spec=spec, stdin=stdin, remove=remove, restart=restart)

@@ -1,0 +1,336 @@
+"""A container that is being dumped: the source's half of every checkpoint and migration.
+
+    prepare()            what will be needed is looked up; the monitor is told; nothing is frozen
+    sync_upper(target)   rounds over the upper directory while the container runs
+    freeze_and_dump()    the frozen window opens; images and the last file changes go into the target
+    kill() | resume()    the verdict
+
+Images and files are parts of one checkpoint, whether its target is the store, a file, a pipe or another host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Protocol
+
+from ckpt.ops.host import Host
+from images.criu_stream import Capture
+from images.manifest import Manifest, Rootfs
+from images.moving import Mover
+from images.parts import CRIU, FILES, INVENTORY, Part, Sink
+from images.pour import pour_bytes, pour_pipe
+from runtime import launch
+from runtime.container.record import Container
+from runtime.control import Control
+from runtime.criu.dump import Dumper
+from runtime.errors import RuntimeFault
+from runtime.network.config import NetworkConfig
+from runtime.tree import below, shared_writable
+from runtime.tree.sync import Synchroniser
+
+DUMP_LIMIT = 3600.0
+"""Seconds that a dump may take in all; stalls are found much earlier by the streams' own watchdogs."""
+
+
+class Target(Protocol):
+    """Where a checkpoint goes: a draft of the store, or a checkpoint stream."""
+
+    def sink(self, kind: str) -> Sink: ...
+
+
+class Departure:
+    """Use as a context manager: leaving it without a verdict resumes the container."""
+
+    def __init__(
+        self, host: Host, container: Container, *, reason: str, leave_running: bool
+    ) -> None:
+        self.host = host
+        self.container = container
+        self._reason = reason
+        self._leave_running = leave_running
+        self.quiesced: dict[str, Any] = {}
+        self.times: dict[str, int] = {}
+        self._dumper: Dumper | None = None
+        self._control: Control | None = None
+        self._verdict = False
+        self._warm = False
+        base = container.record.id_base
+        shift = (base, container.record.id_size) if base else None
+        self.upper = Synchroniser(str(container.paths.upper), id_shift=shift)
+        self.rounds = 0
+
+    def __enter__(self) -> Departure:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._dumper is not None:
+            with contextlib.suppress(RuntimeFault):
+                self.resume()
+            self._dumper.__exit__(kind, error, trace)
+        if self._control is not None:
+            self._control.close()
+
+    # ---- before the freeze
+
+    def prepare(self) -> None:
+        """Tell the monitor, which starts no more jobs; learn what the checkpoint must remember of the streams."""
+        status = self.container.require("running", doing="dumping")
+        self._control = Control.connect(self.container.paths, self.container.record.name)
+        self.quiesced = self._control.call("quiesce", reason=self._reason)
+        externals = launch.external_points(self.container)
+        self.quiesced["externals"] = [list(pair) for pair in externals]
+        work = self.container.paths.run / "criu"
+        work.mkdir(mode=0o700, exist_ok=True)
+        self._dumper = Dumper(
+            self.host.criu,
+            pid=status.init_pid,
+            work=work,
+            externals=externals,
+            own_network=self.network.kind != "host",
+            leave_running=self._leave_running,
+            target=f"container {self.container.record.name}",
+        )
+
+    @property
+    def network(self) -> NetworkConfig:
+        return NetworkConfig.from_dict(self.container.record.network)
+
+    def manifest(self, name: str) -> Manifest:
+        """The checkpoint's description, as far as it is known before the dump."""
+        record = self.container.record
+        return Manifest(
+            name=name,
+            container_id=record.id,
+            container_name=record.name,
+            created=time.time_ns(),
+            host=socket.gethostname(),
+            arch=platform.machine(),
+            kernel=platform.release(),
+            criu=self.host.criu.text,
+            cpu_features=cpu_features(),
+            cgroup_layout=self.host.layout.kind,
+            spec=record.spec,
+            container={"record": record.to_dict(), "quiesced": self.quiesced},
+            network=record.network,
+            rootfs=Rootfs(
+                layers=tuple(record.layers),
+                id_base=record.id_base or None,
+                id_count=record.id_size,
+            ),
+            left_out=tuple(left_out(record.spec)),
+            left_running=self._leave_running,
+        )
+
+    def sync_upper(self, target: Target, *, frozen: bool = False) -> int:
+        """One round over the upper directory, as a part of its own; returns bytes of file content sent."""
+        name = f"upper-{self.rounds:03d}.tree"
+        self.rounds += 1
+        suspects = self._mapped() if frozen else ()
+        return part_by(
+            target,
+            name,
+            lambda fd: self.upper.round(fd, frozen=frozen, suspects=suspects).data_bytes,
+        )
+
+    def _mapped(self) -> set[bytes]:
+        """Files that tasks may have changed through shared mappings, which leave no timestamp behind."""
+        found: set[bytes] = set()
+        for pid in self.host.cgroup(self.container).pids():
+            with contextlib.suppress(OSError, RuntimeFault):
+                found |= set(below(shared_writable(pid), "/"))
+        return found
+
+    def send_layers(self, target: Target, *, only: list[str] | None = None) -> int:
+        """The read-only layers, or those of them in ONLY; returns bytes of file content."""
+        layers = self.container.record.layers
+        return send_layers(self.host, [d for d in layers if only is None or d in only], target)
+
+    def warm_up(self) -> None:
+        """Start CRIU, up to the point before it freezes: its own preparations are not part of the window."""
+        assert self._dumper is not None
+        if not self._warm:
+            self._warm = True
+            self._dumper.start()
+
+    # ---- the frozen window
+
+    def freeze_and_dump(self, target: Target, *, check: Callable[[], None] = lambda: None) -> None:
+        """Freeze, and put the images and the last file changes into TARGET. Tasks stay frozen.
+
+        CHECK is called now and then; what it raises ends the dump, and the container runs on.
+        """
+        assert self._dumper is not None
+        dumper = self._dumper
+        capture = Capture(dumper.directory)
+        sink = _Held(target.sink(CRIU))
+        faults: list[BaseException] = []
+
+        def take() -> None:
+            try:
+                capture.run(sink)
+            except BaseException as error:
+                faults.append(error)
+
+        taker = threading.Thread(target=take, name="capture", daemon=True)
+
+        def checked() -> None:
+            check()
+            if faults:
+                raise faults[0]
+
+        self.warm_up()
+        taker.start()
+        dumper.freeze()
+        self.times["frozen"] = dumper.frozen_ns
+        while not sink.begun.wait(0.05):
+            checked()
+            dumper.require_alive()
+        # CRIU opens its first image when every task is frozen: what the files are now is what they stay.
+        self.sync_upper(target, frozen=True)
+        self.times["files"] = time.time_ns()
+        dumper.dumped(DUMP_LIMIT, checked)
+        while not capture.complete:
+            checked()
+            time.sleep(0.0005)
+        self.times["dumped"] = time.time_ns()
+        # Held back till now: a restore that has begun early starts in earnest when the inventory is there.
+        with Mover(doing="copying", target=INVENTORY) as mover:
+            pour_bytes(target.sink(CRIU), INVENTORY, sink.inventory, mover)
+
+    # ---- the verdict
+
+    def verdict_kill(self) -> None:
+        """It lives on elsewhere, or in the checkpoint: the tasks die here."""
+        assert self._dumper is not None
+        self._verdict = True
+        self._dumper.verdict_kill()
+
+    def wait_killed(self) -> None:
+        """Until they are dead, and the monitor has written down their end."""
+        assert self._dumper is not None and self._control is not None
+        self._dumper.wait_killed()
+        self.times["killed"] = time.time_ns()
+        with contextlib.suppress(RuntimeFault):
+            self._control.receive(10.0)  # end of file: the monitor goes
+
+    def kill(self) -> None:
+        self.verdict_kill()
+        self.wait_killed()
+
+    def finish_running(self) -> None:
+        """The end of a dump with leave_running: the tasks run on."""
+        assert self._dumper is not None and self._control is not None
+        self._verdict = True
+        self._dumper.finish_running()
+        self.times["resumed"] = time.time_ns()
+        self._control.call("resume")
+
+    def resume(self) -> None:
+        """It stays: as if nothing had been."""
+        assert self._dumper is not None and self._control is not None
+        if self._verdict:
+            return
+        self._verdict = True
+        if self._warm:
+            self._dumper.resume()
+        self.times["resumed"] = time.time_ns()
+        self._control.call("resume")
+
+
+def send_layers(host: Host, digests: Iterable[str], target: Target) -> int:
+    """Layers as parts `layer-DIGEST.tree`; returns bytes of file content."""
+    total = 0
+    for digest in digests:
+        layer = Synchroniser(host.layers.path(digest))
+
+        def write(fd: int, layer: Synchroniser = layer) -> int:
+            return layer.round(fd, frozen=True).data_bytes
+
+        total += part_by(target, f"layer-{digest}.tree", write)
+    return total
+
+
+def part_by(target: Target, name: str, write: Callable[[int], int]) -> int:
+    """A part whose bytes WRITE puts into a pipe, in a thread of its own."""
+    outer, inner = os.pipe2(os.O_CLOEXEC)
+    results: list[int] = []
+    faults: list[BaseException] = []
+
+    def produce() -> None:
+        try:
+            results.append(write(inner))
+        except BaseException as error:
+            faults.append(error)
+        finally:
+            os.close(inner)
+
+    producer = threading.Thread(target=produce, name=name)
+    producer.start()
+    try:
+        with Mover(doing="copying", target=name) as mover:
+            pour_pipe(target.sink(FILES), name, outer, mover)
+    finally:
+        os.close(outer)  # a producer that still writes gets EPIPE
+        producer.join()
+    if faults:
+        raise faults[0]
+    return results[0]
+
+
+class _Held:
+    """A sink that keeps the inventory back, and tells when the first image is opened."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.begun = threading.Event()
+        self.inventory = b""
+
+    def open(self, name: str) -> Part:
+        self.begun.set()
+        return _HeldPart(self) if name == INVENTORY else self._sink.open(name)
+
+
+class _HeldPart:
+    def __init__(self, owner: _Held) -> None:
+        self._owner = owner
+        self._data = b""
+
+    def take(self, mover: Any, source: int, count: int, hashers: Any = ()) -> None:
+        self._data += mover.read_exact(source, count)
+
+    def close(self) -> None:
+        self._owner.inventory = self._data
+
+    def abandon(self) -> None:
+        pass
+
+
+def cpu_features() -> tuple[str, ...]:
+    """The flags of /proc/cpuinfo (features on arm), sorted."""
+    with open("/proc/cpuinfo") as file:
+        for line in file:
+            key, _, value = line.partition(":")
+            if key.strip() in ("flags", "Features"):
+                return tuple(sorted(value.split()))
+    return ()
+
+
+def left_out(spec: dict[str, Any]) -> list[str]:
+    """What a checkpoint doesn't carry, a line each."""
+    return [
+        f"the volume {mount['destination']} (on the host: {mount.get('source')})"
+        for mount in spec.get("mounts", [])
+        if mount.get("type") == "bind" or "bind" in mount.get("options", [])
+    ]

@@ -1,0 +1,128 @@
+"""`ckpt dump`: freeze → CRIU → publish."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ckpt.ops.departure import Departure
+from ckpt.ops.host import Host, lock_container
+from images.bundle_stream import StreamWriter
+from images.manifest import Manifest
+from runtime.container.record import Container, check_name
+from runtime.errors import from_os_error
+
+
+def default_name(container: Container) -> str:
+    """NAME-YYYYmmdd-HHMMSS, in UTC."""
+    return container.record.name + time.strftime("-%Y%m%d-%H%M%S", time.gmtime())
+
+
+def to_store(
+    host: Host, name: str, *, checkpoint: str = "", leave_running: bool = False
+) -> Manifest:
+    """Dump into the store; returns what was published. On any failure the container runs on."""
+    host.ready()
+    container = host.find(name)
+    with lock_container(container):
+        title = check_name(checkpoint or default_name(container), "checkpoint name")
+        with (
+            host.store.begin(title) as draft,
+            Departure(
+                host, container, reason=f"checkpointed as {title}", leave_running=leave_running
+            ) as departure,
+        ):
+            departure.prepare()
+            manifest = departure.manifest(title)
+            departure.sync_upper(draft)
+            departure.freeze_and_dump(draft)
+            if leave_running:
+                # Digests and the disk can wait until it runs again: the images are complete.
+                departure.finish_running()
+                return draft.publish(replace(manifest, times=departure.times))
+            published = draft.publish(replace(manifest, times=departure.times))
+            container.record.wanted = "stopped"
+            container.save()
+            departure.kill()
+            return published
+
+
+def to_stream(
+    host: Host,
+    name: str,
+    fd: int,
+    *,
+    checkpoint: str = "",
+    leave_running: bool = False,
+) -> Manifest:
+    """Dump into a checkpoint stream on FD; nothing touches the disk. The container ends when all is written."""
+    host.ready()
+    container = host.find(name)
+    with lock_container(container):
+        title = check_name(checkpoint or default_name(container), "checkpoint name")
+        with (
+            StreamWriter(fd, digest=True) as writer,
+            Departure(
+                host, container, reason=f"checkpointed as {title}", leave_running=leave_running
+            ) as departure,
+        ):
+            try:
+                departure.prepare()
+                manifest = departure.manifest(title)
+                writer.manifest(manifest.to_bytes())
+                departure.send_layers(writer)
+                departure.sync_upper(writer)
+                departure.freeze_and_dump(writer)
+                writer.end()
+            except BaseException as error:
+                writer.abort(str(error))
+                raise
+            if leave_running:
+                departure.finish_running()
+            else:
+                container.record.wanted = "stopped"
+                container.save()
+                departure.kill()
+            return manifest
+
+
+def to_file(
+    host: Host, name: str, path: Path, *, checkpoint: str = "", leave_running: bool = False
+) -> Manifest:
+    """Dump into a stream in a file that appears whole or not at all."""
+    with whole_file(path) as fd:
+        return to_stream(host, name, fd, checkpoint=checkpoint, leave_running=leave_running)
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[int]:
+    """A descriptor to write; the file gets its name when the block ends well, and is on disk then."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    try:
+        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise from_os_error(error, doing="creating", target=str(path)) from None
+    try:
+        yield fd
+        os.fsync(fd)
+        os.rename(temporary, path)
+    finally:
+        os.close(fd)
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """A descriptor to read."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise from_os_error(error, doing="opening", target=str(path)) from None
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,106 @@
+"""A migration's journal: one small file a migration and host, on disk before the step that it announces."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import BadInput, Conflict, NotFound
+from runtime.files import publish_json, read_json
+from transport.protocol import State
+
+_ID = re.compile(r"[a-z0-9][a-z0-9-]{7,63}")
+
+
+@dataclass(slots=True)
+class Entry:
+    """What is on disk. peer: how the other host is reached; facts: what recovery needs besides."""
+
+    id: str
+    role: str
+    container: str
+    name: str
+    peer: str
+    state: str
+    changed_ns: int = 0
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class Journal:
+    """Holds the lock of one migration at this host: who has it may act for it."""
+
+    def __init__(self, directory: Path, entry: Entry) -> None:
+        if not _ID.fullmatch(entry.id):
+            raise BadInput(doing="reading", target=f"migration {entry.id!r}", why="that is no id")
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path = directory / f"{entry.id}.{entry.role}.json"
+        self._lock = os.open(
+            directory / f"{entry.id}.{entry.role}.lock",
+            os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
+            0o600,
+        )
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise Conflict(
+                doing="taking over",
+                target=f"migration {entry.id}",
+                why="another process is at it",
+                retry=True,
+            ) from None
+        self.entry = entry
+
+    @classmethod
+    def load(cls, directory: Path, identity: str, role: str) -> Journal:
+        """Take over what another process began. Raises NotFound, Conflict."""
+        path = directory / f"{identity}.{role}.json"
+        try:
+            return cls(directory, Entry(**read_json(path)))
+        except FileNotFoundError:
+            raise NotFound(
+                doing="looking for",
+                target=f"migration {identity}",
+                why="this host has no journal of it",
+            ) from None
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def write(self, state: State) -> None:
+        """On disk (fsync of file and directory) when it returns."""
+        self.entry.state = str(state)
+        self.entry.changed_ns = time.time_ns()
+        publish_json(self._path, asdict(self.entry))
+
+    def forget(self) -> None:
+        """The migration is over at both ends."""
+        self._path.unlink(missing_ok=True)
+        self._path.with_suffix(".lock").unlink(missing_ok=True)
+        self.close()
+
+
+def entries(directory: Path) -> list[Entry]:
+    """Every migration that this host knows of, oldest first."""
+    if not directory.is_dir():
+        return []
+    found = []
+    for path in directory.glob("*.json"):
+        try:
+            found.append(Entry(**read_json(path)))
+        except FileNotFoundError:
+            continue
+    return sorted(found, key=lambda entry: entry.changed_ns)

@@ -1,0 +1,212 @@
+"""start, stop, kill, wait, rm, rename; and what happens when a container has ended."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import time
+from typing import Any
+
+from ckpt.ops.bringup import bring_up, network_of, tear_down
+from ckpt.ops.host import Host, lock_container
+from runtime.container.record import Container, check_free, check_name
+from runtime.control import Control
+from runtime.errors import BadInput, NotFound, SystemFault, TimedOut, WrongState
+from runtime.files import discard
+from runtime.network import host as network
+
+LIVE = ("created", "running", "restoring")
+
+
+def build(host: Host, container: Container) -> None:
+    """Bring it up as far as "created": everything is there, its process waits."""
+    with bring_up(host, container) as around:
+        answer = around.control.expect(60.0, doing="creating")
+        around.plug(int(answer["pid"]))
+        around.attach()
+        around.control.send(op="go")
+        around.control.expect(60.0, doing="creating")
+    around.control.close()
+
+
+def start(host: Host, container: Container) -> None:
+    """Start what is created, or bring up again what is stopped. The caller holds the container's lock."""
+    status = container.require("created", "stopped", "lost", doing="starting")
+    if status.state != "created":
+        tear_down(host, container)
+        build(host, container)
+    container.record.wanted = "running"
+    container.save()
+    with Control.connect(container.paths, container.record.name) as control:
+        control.send(op="start")
+        try:
+            control.expect(60.0, doing="starting")
+        except WrongState:
+            # "cannot execute": the monitor is ending; wait for it, so that nothing is left behind.
+            with contextlib.suppress(SystemFault, TimedOut):
+                while True:
+                    control.receive(10)
+            container.record.wanted = "stopped"
+            container.save()
+            raise
+
+
+def stop(
+    host: Host, container: Container, *, grace: float = 10.0, number: int = signal.SIGTERM
+) -> None:
+    """Ask it to end with signal NUMBER; after GRACE seconds kill it. Stopping what is stopped is no error."""
+    if container.record.wanted != "stopped":
+        container.record.wanted = "stopped"
+        container.save()
+    if container.status().state in LIVE:
+        with contextlib.suppress(WrongState):
+            _end(container, grace, number)
+    tear_down(host, container)
+
+
+def _end(container: Container, grace: float, number: int) -> None:
+    with Control.connect(container.paths, container.record.name) as control:
+        control.send(op="wait")
+        with Control.connect(container.paths, container.record.name) as other:
+            if container.status().state == "created":
+                number = (
+                    signal.SIGKILL
+                )  # its process has no handler yet, and pid 1 ignores what it has none for
+            other.call("kill", signal=int(number))
+            with contextlib.suppress(SystemFault):
+                try:
+                    control.receive(grace)
+                except TimedOut:
+                    other.call("kill", signal=int(signal.SIGKILL))
+                    control.receive(30.0)
+                with contextlib.suppress(TimedOut):
+                    other.receive(10.0)  # until the monitor itself is gone
+
+
+def kill(container: Container, number: int) -> None:
+    """Send a signal to its first process."""
+    container.require(*LIVE, doing="signalling")
+    with Control.connect(container.paths, container.record.name) as control:
+        control.call("kill", signal=number)
+
+
+def wait(container: Container, job: int = 0, timeout: float | None = None) -> dict[str, Any]:
+    """The end of a container or job: {exit_code, signal, ...}. Waits for it."""
+    with contextlib.suppress(WrongState, SystemFault):
+        with Control.connect(container.paths, container.record.name) as control:
+            control.send(op="wait", job=job)
+            answer = control.receive(timeout)
+            if "ended" in answer:
+                ended: dict[str, Any] = answer["ended"]
+                return ended
+    status = container.status()
+    values = status.values.get("jobs", {}).get(str(job)) if job else status.values
+    if not values or values.get("exit_code") is None:
+        raise NotFound(
+            doing="waiting for",
+            target=f"job {job} of {container.record.name}" if job else container.record.name,
+            why="it never ran, or its end is not known",
+        )
+    return {key: values.get(key) for key in ("exit_code", "signal", "oom_killed", "reason")}
+
+
+def remove(host: Host, container: Container, *, force: bool = False) -> None:
+    """Delete it with everything it wrote. What is running is refused, unless FORCE."""
+    if container.status().state in LIVE and not force:
+        raise WrongState(
+            doing="removing",
+            target=f"container {container.record.name}",
+            why=f"it is {container.status().state}",
+            hint=f"ckpt stop {container.record.name}, or rm --force",
+        )
+    stop(host, container, grace=0.0, number=signal.SIGKILL)
+    network.destroy(network_of(container), container.record.id, root_dir=host.paths.root)
+    # The record goes first: a half-deleted container must not look like a whole one.
+    container.paths.record.unlink(missing_ok=True)
+    discard(container.paths.home)
+
+
+def remove_quietly(host: Host, name: str) -> None:
+    """For --rm: it may be gone already, since its monitor sees to that too."""
+    with contextlib.suppress(NotFound):
+        container = host.find(name)
+        with lock_container(container):
+            remove(host, host.find(name), force=True)
+
+
+def rename(host: Host, container: Container, name: str) -> None:
+    check_name(name)
+    with host.lock():
+        if container.record.name != name:
+            check_free(host.paths, name)
+            container.record.name = name
+            container.save()
+
+
+def ended(host: Host, identity: str) -> None:
+    """Called by the monitor, as its last act: free what it held; start again or delete, as its record says."""
+    try:
+        container = host.find(identity)
+    except NotFound:
+        return
+    with lock_container(container):
+        try:
+            container = host.find(identity)
+        except NotFound:
+            return  # somebody removed it meanwhile
+        if container.status().state in LIVE:
+            return  # somebody started it meanwhile
+        tear_down(host, container)
+        if container.record.remove:
+            remove(host, container, force=True)
+            return
+        delay = restart_delay(container)
+    if delay is None:
+        return
+    time.sleep(delay)
+    with contextlib.suppress(NotFound), lock_container(container):
+        container = host.find(identity)
+        if container.record.wanted == "running" and container.status().state in ("stopped", "lost"):
+            container.record.restarts += 1
+            container.save()
+            start(host, container)
+
+
+def restart_delay(container: Container) -> float | None:
+    """Seconds until it is to be started again; None: not at all. Doubles from 0.1 s to a minute.
+
+    A container that ran for ten seconds is taken as well, and the count begins anew.
+    """
+    record = container.record
+    values = container.status().values
+    policy = record.restart["policy"]
+    if (
+        policy == "no"
+        or record.wanted != "running"
+        or values.get("reason", "").startswith("checkpoint")
+    ):
+        return None
+    if policy == "on-failure":
+        if values.get("exit_code") == 0:
+            return None
+        if record.restart["max"] and record.restarts >= record.restart["max"]:
+            return None
+    ran = values.get("ended_ns", 0) - values.get("started_ns", 0)
+    if values.get("started_ns") and ran > 10 * 10**9:
+        record.restarts = 0
+        container.save()
+    return float(min(60.0, 0.1 * 2 ** min(record.restarts, 10)))
+
+
+def parse_restart(text: str) -> dict[str, Any]:
+    """`no`, `always`, `on-failure` or `on-failure:N`."""
+    policy, _, most = text.partition(":")
+    if policy not in ("no", "always", "on-failure") or (most and policy != "on-failure"):
+        raise BadInput(
+            doing="reading",
+            target=f"restart policy {text!r}",
+            why="it is no, on-failure[:N] or always",
+        )
+    if most and not most.isdigit():
+        raise BadInput(doing="reading", target=f"restart policy {text!r}", why="N is a number")
+    return {"policy": policy, "max": int(most or 0)}

@@ -1,0 +1,255 @@
+"""Preflight: every reason to refuse a migration is found before anything is touched.
+
+The source's half looks at the container and its processes; its facts go to the destination, which looks at itself.
+A finding is {"what", "why", "hint"}; none means go.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ckpt.ops.departure import cpu_features
+from ckpt.ops.host import Host
+from runtime.container import record as records
+from runtime.container.record import Container
+from runtime.errors import RuntimeFault
+from runtime.network import plan as addresses
+from runtime.network.config import NetworkConfig
+
+Finding = dict[str, str]
+_SPARE = 256 << 20
+"""Bytes of memory that a destination should have left over."""
+
+
+def finding(what: str, why: str, hint: str = "") -> Finding:
+    return {"what": what, "why": why, "hint": hint}
+
+
+# ---- the source
+
+
+def source_facts(host: Host, container: Container, pids: list[int]) -> dict[str, Any]:
+    """What the destination must know to judge."""
+    record = container.record
+    return {
+        "name": record.name,
+        "container": record.id,
+        "host": os.uname().nodename,
+        "arch": platform.machine(),
+        "kernel": platform.release(),
+        "criu": host.criu.text,
+        "cpu_features": list(cpu_features()),
+        "layers": list(record.layers),
+        "network": record.network,
+        "memory": memory_of(pids),
+        "files": tree_size(container.paths.upper),
+        "binds": [
+            str(mount.get("source"))
+            for mount in record.spec.get("mounts", [])
+            if mount.get("type") == "bind" or "bind" in mount.get("options", [])
+        ],
+    }
+
+
+def source_findings(container: Container, pids: list[int]) -> list[Finding]:
+    """What in the processes themselves cannot be dumped."""
+    found = []
+    for pid in pids:
+        found += _descriptors(pid)
+    if container.record.network.get("kind") == "host":
+        found += _established(pids)
+    return found
+
+
+def _descriptors(pid: int) -> list[Finding]:
+    found = []
+    try:
+        comm = Path(f"/proc/{pid}/comm").read_text().strip()
+        links = {fd: os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+    except OSError:
+        return []  # it ended meanwhile
+    for fd, target in links.items():
+        if "io_uring" in target:
+            found.append(
+                finding(
+                    f"process {pid} ({comm})",
+                    f"descriptor {fd} is an io_uring, which CRIU cannot dump",
+                    "switch it off in the program (for instance UV_USE_IO_URING=0)",
+                )
+            )
+        elif target.startswith(("anon_inode:[perf_event]", "anon_inode:kvm", "anon_inode:bpf")):
+            found.append(
+                finding(
+                    f"process {pid} ({comm})",
+                    f"descriptor {fd} is {target}, which CRIU cannot dump",
+                )
+            )
+    try:
+        traced = [
+            line.split()[1]
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+            if line.startswith("TracerPid:")
+        ]
+    except OSError:
+        return found
+    if traced and traced[0] != "0":
+        found.append(
+            finding(
+                f"process {pid} ({comm})", f"it is being traced by {traced[0]}", "end strace or gdb"
+            )
+        )
+    return found
+
+
+def _established(pids: list[int]) -> list[Finding]:
+    for pid in pids[:1]:
+        for name in ("tcp", "tcp6"):
+            try:
+                lines = Path(f"/proc/{pid}/net/{name}").read_text().splitlines()[1:]
+            except OSError:
+                continue
+            inodes = _sockets(pids)
+            if any(line.split()[3] == "01" and line.split()[9] in inodes for line in lines):
+                return [
+                    finding(
+                        "network host",
+                        "established connections cannot move without their address",
+                        "use a network of the container's own: --network l2=BRIDGE",
+                    )
+                ]
+    return []
+
+
+def _sockets(pids: list[int]) -> set[str]:
+    inodes = set()
+    for pid in pids:
+        try:
+            for fd in os.listdir(f"/proc/{pid}/fd"):
+                target = os.readlink(f"/proc/{pid}/fd/{fd}")
+                if target.startswith("socket:["):
+                    inodes.add(target[8:-1])
+        except OSError:
+            continue
+    return inodes
+
+
+def memory_of(pids: list[int]) -> int:
+    """Bytes of memory that belong to these processes, shared pages counted once over all."""
+    total = 0
+    for pid in pids:
+        try:
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) << 10
+        except OSError:
+            continue
+    return total
+
+
+def tree_size(directory: Path) -> int:
+    """Bytes on disk below DIRECTORY."""
+    total = 0
+    for parent, _, names in os.walk(directory):
+        for name in names:
+            try:
+                total += os.lstat(os.path.join(parent, name)).st_blocks * 512
+            except OSError:
+                continue
+    return total
+
+
+# ---- the destination
+
+
+def destination_findings(host: Host, facts: Mapping[str, Any]) -> list[Finding]:
+    """Why what FACTS describe cannot come here."""
+    found: list[Finding] = []
+    try:
+        criu = host.criu
+    except RuntimeFault as fault:
+        return [finding("CRIU", fault.why, fault.hint)]
+    if facts["arch"] != platform.machine():
+        found.append(finding("processor", f"{facts['arch']} there, {platform.machine()} here"))
+    lacking = sorted(set(facts["cpu_features"]) - set(cpu_features()))
+    if lacking:
+        found.append(
+            finding(
+                "processor",
+                f"this CPU lacks {', '.join(lacking[:8])}",
+                "programs may have chosen instructions that don't exist here",
+            )
+        )
+    theirs = tuple(int(part) for part in str(facts["criu"]).split(".") if part.isdigit())
+    if theirs[:2] > criu.version[:2]:
+        found.append(
+            finding("CRIU", f"{facts['criu']} there, {criu.text} here", "ckpt doctor --fix here")
+        )
+    found += _names(host, facts)
+    found += [
+        finding("network", why)
+        for why in addresses.conflicts(
+            NetworkConfig.from_dict(facts["network"]),
+            root_dir=host.paths.root,
+            container_id=facts["container"],
+        )
+    ]
+    free = available_memory()
+    if free < facts["memory"] + _SPARE:
+        found.append(
+            finding(
+                "memory", f"{facts['memory'] >> 20} MiB are needed, {free >> 20} MiB are available"
+            )
+        )
+    disk = os.statvfs(host.paths.root)
+    if disk.f_bavail * disk.f_frsize < facts["files"] + (64 << 20):
+        found.append(
+            finding(
+                "disk", f"{facts['files'] >> 20} MiB of files, and {host.paths.root} is too full"
+            )
+        )
+    for source in facts["binds"]:
+        if not os.path.exists(source):
+            found.append(
+                finding(
+                    "volume",
+                    f"{source} does not exist here",
+                    "volumes of the host don't move along",
+                )
+            )
+    return found
+
+
+def _names(host: Host, facts: Mapping[str, Any]) -> list[Finding]:
+    try:
+        records.check_name(facts["name"])
+        records.check_free(host.paths, facts["name"])
+    except RuntimeFault as fault:
+        return [finding("name", fault.why, fault.hint)]
+    return []
+
+
+def destination_facts(host: Host, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the source must know to go on: what is missing here."""
+    return {
+        "missing_layers": [digest for digest in facts["layers"] if not host.layers.has(digest)],
+        "kernel": platform.release(),
+        "criu": host.criu.text,
+        "pipe_max": pipe_max(),
+    }
+
+
+def available_memory() -> int:
+    """MemAvailable, in bytes."""
+    with open("/proc/meminfo") as file:
+        for line in file:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
+def pipe_max() -> int:
+    return int(Path("/proc/sys/fs/pipe-max-size").read_text())

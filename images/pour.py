@@ -1,0 +1,46 @@
+"""Pouring into a part what comes out of a pipe, whose length nobody knows, or lies in memory."""
+
+from __future__ import annotations
+
+import os
+import select
+
+from images.moving import Mover, available
+from images.parts import Sink
+
+
+def pour_pipe(sink: Sink, name: str, pipe: int, mover: Mover) -> int:
+    """The whole of PIPE, until its writer closes it, as the part NAME; returns its bytes."""
+    part = sink.open(name)
+    total = 0
+    try:
+        while True:
+            mover.wait(pipe, select.POLLIN)
+            count = available(pipe)
+            if count == 0:  # readable without a byte: the writer has closed it
+                break
+            part.take(mover, pipe, count)
+            total += count
+    except BaseException:
+        part.abandon()
+        raise
+    part.close()
+    return total
+
+
+def pour_bytes(sink: Sink, name: str, data: bytes, mover: Mover) -> None:
+    """A small part from memory."""
+    memory = os.memfd_create(name[:200], os.MFD_CLOEXEC)
+    try:
+        mover.write_all(memory, data)
+        os.lseek(memory, 0, os.SEEK_SET)
+        part = sink.open(name)
+        try:
+            if data:
+                part.take(mover, memory, len(data))
+        except BaseException:
+            part.abandon()
+            raise
+        part.close()
+    finally:
+        os.close(memory)
