@@ -16,7 +16,6 @@ import os
 import pwd
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,12 +100,17 @@ class Settings:
 
 
 class SshConfig:
-    """The configuration file that we wrote.  Owns a directory: ``close()`` it."""
+    """The configuration that we wrote.  ``close()`` it, and keep it open while an ssh uses it.
+
+    It lies in memory, and ssh programs read it through our /proc entry: so nothing is left on a
+    disk, however we end.
+    """
 
     def __init__(self, files: ConfigFiles) -> None:
-        self._folder = tempfile.mkdtemp(prefix="ckpt-ssh-")  # mode 0700
-        self.path = Path(self._folder, "config")
-        self.path.write_text(_compose(files))
+        text = _compose(files).encode()
+        self._fd = os.memfd_create("ckpt-ssh-config", os.MFD_CLOEXEC)
+        os.write(self._fd, text)
+        self.path = Path(f"/proc/{os.getpid()}/fd/{self._fd}")
         self._ssh = shutil.which("ssh")
 
     def argv(self, target: Target) -> list[str]:
@@ -141,7 +145,9 @@ class SshConfig:
         return _settings(target, done.stdout)
 
     def close(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def _compose(files: ConfigFiles) -> str:

@@ -47,7 +47,7 @@ def test_without_faults_it_moves() -> None:
     assert world.source.journal is world.destination.journal is State.CLEANED
 
 
-@pytest.mark.parametrize("faults", [1, 2])
+@pytest.mark.parametrize("faults", [1, 2, 3])
 def test_every_interleaving_with_few_faults_leaves_one_copy(faults: int) -> None:
     start = World.new(faults)
     parents: dict[object, tuple[object, str]] = {start.key(): (None, "start")}
