@@ -21,6 +21,10 @@ import time
 from runtime.network import links, plug
 from runtime.network import netlink as nl
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import threading
+
 # Seconds after the start at which the frames go out. The first one counts; the dense row after it
 # is for a bridge port that is not forwarding yet, the last ones for a lossy network.
 TIMES = (0.0, 0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
@@ -137,14 +141,14 @@ class Announcer:
                 self._socket.send(frame)
 
 
-def announce(prepared: plug.Prepared, pid: int) -> None:
+def announce(prepared: plug.Prepared, pid: int) -> threading.Thread | None:
     """Announce the container's addresses at once, and again for a second from a thread.
 
-    Does nothing for the kinds without a link. Raises nothing: that the container has left again,
-    or that a frame didn't get out, is no failure of the move.
+    A program that would end sooner may join the thread. Does nothing for the kinds without a link.
+    Raises nothing: that the container has left again is no failure of the move.
     """
     if not prepared.host_end or not prepared.addresses:
-        return
+        return None
     # These two are 2 MiB that the monitor does without: it calls Announcer itself.
     import logging
     import threading
@@ -155,12 +159,12 @@ def announce(prepared: plug.Prepared, pid: int) -> None:
         logging.getLogger(__name__).warning(
             "could not announce the addresses of %s: %s", prepared.container_id, error
         )
-        return
-
+        return None
     announcer.send()
-    threading.Thread(
-        target=_repeat, args=(announcer,), name=f"announce-{prepared.container_id}", daemon=True
-    ).start()
+    name = f"announce-{prepared.container_id}"
+    thread = threading.Thread(target=_repeat, args=(announcer,), name=name, daemon=True)
+    thread.start()
+    return thread
 
 
 def _repeat(announcer: Announcer) -> None:

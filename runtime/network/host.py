@@ -38,6 +38,7 @@ __all__ = [
     "Prepared",
     "announce",
     "attach",
+    "describe",
     "destroy",
     "detach",
     "plug",
@@ -57,34 +58,42 @@ def prepare(config: NetworkConfig, container_id: str, *, root_dir: str | Path) -
     where nobody answers until `attach`. Raises Conflict before anything is made if a port or an
     address is in use. Takes 10-50 ms.
     """
-    root = str(Path(root_dir).absolute())
+    prepared = describe(config, container_id, root_dir=root_dir)
     if not config.has_link:
-        return Prepared(container_id=ipam.check_id(container_id), root_dir=root, kind=config.kind)
-    end = host_end(root, container_id)
+        return prepared
+    root = prepared.root_dir
     addresses = [ipaddress.ip_interface(address) for address in config.addresses]
+    nat = config.kind == "bridge"
     try:
         with nl.Socket() as sock, ipam.locked(root) as leases:
-            if config.kind == "bridge":
-                _check_ports(config.ports, container_id, leases.all())
-            leases.claim(config.bridge, addresses, config.mac, container_id)
-            lease = leases.get(container_id)
-            assert lease is not None
-            nat = config.kind == "bridge"
-            leases.put(dataclasses.replace(lease, ports=config.ports, active=True, nat=nat))
-            remove_host_end(end)  # of a life that ended without goodbye
             if nat:
-                _make_bridge(plan.own_bridge(root, sock), sock, config.mtu, root)
-                _write_firewall(plan.own_bridge(root, sock), leases.all())
+                _check_ports(config.ports, container_id, leases.all())
+            lease = leases.claim(config.bridge, addresses, config.mac, container_id)
+            leases.put(dataclasses.replace(lease, ports=config.ports, active=True, nat=nat))
+            remove_host_end(prepared.host_end)  # of a life that ended without goodbye
+            if nat:
+                own = plan.own_bridge(root, sock)
+                _make_bridge(own, sock, config.mtu, root)
+                _write_firewall(own, leases.all())
     except OSError as error:
         raise from_os_error(
             error, doing="preparing the network for", target=container_id
         ) from error
+    return prepared
+
+
+def describe(config: NetworkConfig, container_id: str, *, root_dir: str | Path) -> Prepared:
+    """What `prepare` returns, for a network that is prepared already; makes and changes nothing."""
+    root = str(Path(root_dir).absolute())
+    ipam.check_id(container_id)
+    if not config.has_link:
+        return Prepared(container_id=container_id, root_dir=root, kind=config.kind)
     return Prepared(
         container_id=container_id,
         root_dir=root,
         kind=config.kind,
         bridge=config.bridge,
-        host_end=end,
+        host_end=host_end(root, container_id),
         interface=config.interface,
         mac=config.mac,
         mtu=config.mtu,

@@ -166,7 +166,7 @@ class Leases:
 
     def claim(
         self, bridge: str, addresses: Collection[Interface], mac: str, container_id: str
-    ) -> None:
+    ) -> Lease:
         """Make exactly ADDRESSES and MAC on BRIDGE CONTAINER_ID's.
 
         Raises Conflict, naming the holder, if one of them is somebody else's; nothing changes then.
@@ -181,6 +181,7 @@ class Leases:
         )
         if new != old:
             self.put(new)
+        return new
 
     def check_free(
         self, bridge: str, addresses: Collection[Interface], mac: str, container_id: str

@@ -20,7 +20,7 @@ _IFF_UP = 0x1
 _IFF_NOARP = 0x80
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MTU = 1, 3, 4
-_IFLA_MASTER, _IFLA_PROTINFO, _IFLA_OPERSTATE, _IFLA_LINKINFO, _IFLA_IFALIAS = 10, 12, 16, 18, 20
+_IFLA_MASTER, _IFLA_PROTINFO, _IFLA_LINKINFO, _IFLA_IFALIAS = 10, 12, 18, 20
 _IFLA_NET_NS_FD = 28
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _VETH_INFO_PEER = 1
@@ -32,7 +32,6 @@ _RTA_DST, _RTA_OIF, _RTA_GATEWAY = 1, 4, 5
 _RT_TABLE_MAIN = 254
 _RTPROT_STATIC = 4
 _RTN_UNICAST = 1
-_OPER_UP = 6
 
 _IFINFO = struct.Struct("=BxHiII")  # ifinfomsg: family, type, index, flags, change
 _IFADDR = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
@@ -40,12 +39,9 @@ _RTMSG = struct.Struct("=BBBBBBBBI")  # rtmsg: family, dst, src, tos, table, pro
 
 
 class Link:
-    """An interface as the kernel tells it. MASTER is the bridge's index, 0 without one.
+    """An interface as the kernel tells it. MASTER is the bridge's index, 0 without one."""
 
-    RUNNING: operationally up, that is with carrier; before that packets are dropped on the way out.
-    """
-
-    __slots__ = ("alias", "index", "kind", "mac", "master", "mtu", "name", "running", "up")
+    __slots__ = ("alias", "index", "kind", "mac", "master", "mtu", "name", "up")
 
     def __init__(self, body: bytes) -> None:
         _, _, self.index, flags, _ = _IFINFO.unpack_from(body)
@@ -58,7 +54,6 @@ class Link:
         self.master: int = _u32(attrs.get(_IFLA_MASTER))
         self.alias: str = _text(attrs.get(_IFLA_IFALIAS))
         self.kind: str = _text(info.get(_IFLA_INFO_KIND))
-        self.running = attrs.get(_IFLA_OPERSTATE, b"\0")[0] == _OPER_UP
 
     def __repr__(self) -> str:
         return f"<{self.kind or 'link'} {self.index} {self.name}>"
