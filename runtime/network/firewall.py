@@ -12,7 +12,7 @@ it once more, and no packet ever meets half a table. No other table is read or w
               that uses a published port do
     forward   into the bridge come answers, published ports and its own traffic, nothing else
 
-What cannot be had: ::1 as a published address. IPv6 has no route_localnet; the kernel drops ::1 on
+What cannot be had: ::1 as a published address. IPv6 has no route_localnet: the kernel drops ::1 on
 any other link.
 """
 
@@ -125,6 +125,9 @@ def _dnat(lease: Lease, port: PortMapping) -> list[Rule]:
         else:
             local = {"fib": {"result": "type", "flags": ["daddr"]}}
             rule.append(_match(local, "local"))
+            if version == 6:
+                # Refused at once is better than lost: "localhost" is ::1 first, for many clients.
+                rule.append(_match(_payload(proto, "daddr"), "::1", op="!="))
         rule.append(_match(_payload(port.proto, "dport"), port.host_port))
         rule.append({"dnat": {"family": proto, "addr": str(ip), "port": port.container_port}})
         rules.append(rule)

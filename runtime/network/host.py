@@ -27,7 +27,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import Conflict, from_os_error
+from runtime.errors import Conflict, Unsupported, from_os_error
 from runtime.network import firewall, ipam, links, plan
 from runtime.network import netlink as nl
 from runtime.network.announce import announce
@@ -186,6 +186,13 @@ def _check_ports(
             if any(port.overlaps(other) for other in lease.ports):
                 raise _port_conflict(port, f"container {lease.container_id} publishes it already")
     for port in ports:
+        if port.host_ip == "::1":
+            raise Unsupported(
+                doing="publishing port",
+                target=str(port),
+                why="the kernel lets nothing from ::1 out of the loopback interface",
+                hint=f"127.0.0.1:{port.host_port}:{port.container_port} works",
+            )
         if port not in mine and (why := _bound(port)):
             raise _port_conflict(port, why)
 

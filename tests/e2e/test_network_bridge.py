@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import BadInput, Conflict, WrongState
+from runtime.errors import BadInput, Conflict, Unsupported, WrongState
 from runtime.network import host as network
 from runtime.network import ipam, plan
 from runtime.network.config import NetworkConfig, parse_publish
@@ -106,6 +106,16 @@ def test_published_ports_lead_to_the_container_from_the_host_and_its_loopback(
         assert not who_am_i(host, HOST4, 8080).startswith("error")
         assert not who_am_i(host, HOST6, 8080).startswith("error")
         assert not who_am_i(host, "127.0.0.1", 8080).startswith("error")
+
+
+def test_ipv6_loopback_is_refused_at_once_and_by_name(host: Host, one: Container) -> None:
+    host.plugged(one, publishing("8080:80"))
+    with one.serving(80):
+        assert who_am_i(host, "::1", 8080) == "error: Connection refused"
+    config = publishing("[::1]:8081:80")
+    config = host.on(plan.resolve, config, root_dir=host.root, container_id="two")
+    with pytest.raises(Unsupported, match=r"127\.0\.0\.1:8081:80 works"):
+        host.on(network.prepare, config, "two", root_dir=host.root)
 
 
 def test_a_port_published_on_loopback_is_closed_to_the_world(
