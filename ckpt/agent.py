@@ -6,30 +6,30 @@ the container's monitor holds it, and `ckpt recover` or another agent goes on fr
 
 from __future__ import annotations
 
-import contextlib
 import os
+import queue
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ckpt import FEATURES, SOFTWARE
 from ckpt.ops import arrival as arrivals
 from ckpt.ops.arrival import Arrival
-from ckpt.ops.conversation import FEATURES, SOFTWARE, Conversation
 from ckpt.ops.host import Host
 from ckpt.ops.journal import Entry, Journal
-from ckpt.ops.lane import LaneDesk
 from ckpt.ops.preflight import destination_facts, destination_findings
 from ckpt.ops.restore import Incoming
 from images.manifest import Manifest
 from runtime.errors import NotFound, SystemFault
+from transport.conversation import Conversation, Facts
 from transport.errors import ProtocolFault
 from transport.framing import FdStream, FrameLink
+from transport.lane_opening import LaneHost
 from transport.lanes import LaneReader
-from transport.messages import Message, greet
+from transport.messages import Message, greet, make
 from transport.protocol import Action, Begin, Destination, Outcome, State
 
 ARRIVING = 600.0
@@ -38,21 +38,25 @@ ARRIVING = 600.0
 class Agent:
     """One migration's destination."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Host, link: FrameLink) -> None:
         self.host = host
         self._name = ""
         self._peer = ""
         self._journal: Journal | None = None
         self._lane: LaneReader | None = None
+        self._lane_token: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._incoming: Incoming | None = None
         self._arrival: Arrival | None = None
         self._restoring: threading.Thread | None = None
         self._restore_fault: BaseException | None = None
         self._stopped = threading.Event()
         self._folder = Path(tempfile.mkdtemp(prefix="a", dir=host.paths.run))
+        self._lanes = LaneHost(self._folder, os.environ.get("SSH_CONNECTION", ""))
         self.conversation = Conversation(
             Destination("", greet(SOFTWARE, FEATURES)),
-            {
+            link,
+            journal=self.write_journal,
+            actions={
                 Action.CHECK: self.check,
                 Action.RECEIVE: self.receive,
                 Action.BRACE: self.brace,
@@ -62,22 +66,18 @@ class Agent:
                 Action.DISCARD: self.discard,
                 Action.RECALL: self.recall,
             },
-            self.write_journal,
+            besides=self.besides,
         )
-        self._desk = LaneDesk(self.conversation, self._folder)
-        self.conversation.on("lane_ask", self._desk.on_ask)
-        self.conversation.on("note", self.on_note)
 
-    def run(self, read_fd: int, write_fd: int) -> Outcome:
-        self.conversation.connect(FrameLink(FdStream(read_fd, write_fd, target="the source")))
+    def run(self) -> Outcome:
         try:
-            outcome, _ = self.conversation.run(Begin())
-            return outcome
+            return self.conversation.run(Begin()).outcome
         finally:
             self.close()
 
     def close(self) -> None:
-        self._desk.close()
+        self._stopped.set()
+        self._lanes.close()
         if self._lane is not None:
             self._lane.abort()
         if self._incoming is not None:
@@ -88,12 +88,24 @@ class Agent:
             self._journal.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
+    def besides(self, message: Message) -> Message | None:
+        """What belongs to the steps: lanes, and the comparison of clocks."""
+        if message["type"] == "lane_ask":
+            return self._lanes.offer(message)
+        if message["type"] != "note":
+            return None
+        if message["topic"] == "clock":
+            return make("note", topic="clock", body={"ns": time.time_ns()})
+        if message["topic"] == "lane":
+            self._lane_token.put(str(message["body"]["token"]))
+        return None
+
     # ---- what the machine asks for
 
-    def write_journal(self, state: State, durable: bool, identity: str) -> None:
+    def write_journal(self, state: State, durable: bool) -> None:
         if self._journal is None:
             entry = Entry(
-                id=identity,
+                id=self.conversation.machine.id,
                 role="destination",
                 container="",
                 name=self._name,
@@ -107,7 +119,7 @@ class Agent:
         if state == State.CLEANED:
             self._journal.forget()
 
-    def check(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+    def check(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
         wanted = facts["facts"]
         self._name = str(wanted.get("name", ""))
         self._peer = str(wanted.get("host", ""))
@@ -118,21 +130,22 @@ class Agent:
             "facts": destination_facts(self.host, wanted),
         }
 
-    def receive(self, facts: Mapping[str, Any]) -> None:
-        self._lane = self._desk.accept(ARRIVING)
+    def receive(self, facts: Facts, stop: threading.Event) -> None:
+        token = self._lane_token.get(timeout=ARRIVING)
+        self._lane = self._lanes.accept(token, ARRIVING)
 
         def arrive(manifest: Manifest) -> Arrival:
             arrival = Arrival(self.host, manifest, name=self._name, same_id=True)
             self._arrival = arrival
             arrival.check_stream()
             arrival.begin()
-            self.write_journal(State.RECEIVING, True, self.conversation.machine.id)
+            self.write_journal(State.RECEIVING, True)
             return arrival
 
         self._incoming = Incoming(self._lane.fd, arrive)
         self._incoming.start()
 
-    def brace(self, facts: Mapping[str, Any]) -> None:
+    def brace(self, facts: Facts, stop: threading.Event) -> None:
         """The frozen window has begun: CRIU is started now, and waits for its first image."""
         self._restoring = threading.Thread(target=self._restore, name="restore", daemon=True)
         self._restoring.start()
@@ -149,24 +162,26 @@ class Agent:
     def _check_going(self) -> None:
         assert self._incoming is not None
         self._incoming.check()
+        self._check_stopped()
+
+    def _check_stopped(self) -> None:
         if self._stopped.is_set():
             raise SystemFault(
                 doing="restoring", target=self._name, why="the migration was given up"
             )
 
-    def verify(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        assert self._incoming is not None and self._lane is not None
+    def verify(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
+        assert self._incoming is not None
         self._incoming.wait_ended(ARRIVING)
         expected, found = facts["summary"], {"bytes": self._incoming.size}
         if found != expected:
             raise ProtocolFault(
                 doing="receiving", target=self._name, why=f"{found} arrived instead of {expected}"
             )
-        lane, self._lane = self._lane, None
-        lane.finish(30.0)
+        # The stream's own end was checked; saying goodbye on the lane can wait until the frozen window is over.
         return {"summary": found}
 
-    def prepare(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+    def prepare(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
         assert self._restoring is not None and self._arrival is not None
         self._restoring.join()
         if self._restore_fault is not None:
@@ -174,14 +189,14 @@ class Agent:
         self._arrival.hold()
         return {"facts": {"prepared_ns": self._arrival.times["prepared"]}}
 
-    def release(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+    def release(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
         if self._arrival is not None:
             self._arrival.go()
             return {"at": self._arrival.times["running"], "facts": {}}
         assert self._journal is not None
         return {"at": arrivals.release_held(self.host, self._journal.entry.container), "facts": {}}
 
-    def discard(self, facts: Mapping[str, Any]) -> None:
+    def discard(self, facts: Facts, stop: threading.Event) -> None:
         self._stopped.set()
         if self._lane is not None:
             self._lane.abort()
@@ -193,19 +208,13 @@ class Agent:
         elif self._journal is not None:
             arrivals.discard_held(self.host, self._journal.entry.container)
 
-    def recall(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+    def recall(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
         identity = self.conversation.machine.id
         try:
             self._journal = Journal.load(self.host.paths.journals, identity, "destination")
         except NotFound:
             return {"state": "none"}
         return {"state": self._journal.entry.state}
-
-    def on_note(self, message: Message) -> None:
-        """Clock: the source compares ours with its own, so that the downtime is measured in one time."""
-        if message["topic"] == "clock":
-            with contextlib.suppress(Exception):
-                self.conversation.tell("note", topic="clock", body={"ns": time.time_ns()})
 
 
 def _as_fault(fault: BaseException) -> Exception:
@@ -222,4 +231,4 @@ def serve(host: Host) -> Outcome:
     os.dup2(null, 0)
     os.dup2(2, 1)
     os.close(null)
-    return Agent(host).run(read_fd, write_fd)
+    return Agent(host, FrameLink(FdStream(read_fd, write_fd, target="the source"))).run()

@@ -60,7 +60,7 @@ class Departure:
         self._dumper: Dumper | None = None
         self._control: Control | None = None
         self._verdict = False
-        self._warm = False
+        self._capture: Capture | None = None
         base = container.record.id_base
         shift = (base, container.record.id_size) if base else None
         self.upper = Synchroniser(str(container.paths.upper), id_shift=shift)
@@ -160,8 +160,9 @@ class Departure:
     def warm_up(self) -> None:
         """Start CRIU, up to the point before it freezes: its own preparations are not part of the window."""
         assert self._dumper is not None
-        if not self._warm:
-            self._warm = True
+        if self._capture is None:
+            # CRIU connects to the socket as it starts.
+            self._capture = Capture(self._dumper.directory)
             self._dumper.start()
 
     # ---- the frozen window
@@ -173,7 +174,9 @@ class Departure:
         """
         assert self._dumper is not None
         dumper = self._dumper
-        capture = Capture(dumper.directory)
+        self.warm_up()
+        capture = self._capture
+        assert capture is not None
         sink = _Held(target.sink(CRIU))
         faults: list[BaseException] = []
 
@@ -190,7 +193,6 @@ class Departure:
             if faults:
                 raise faults[0]
 
-        self.warm_up()
         taker.start()
         dumper.freeze()
         self.times["frozen"] = dumper.frozen_ns
@@ -243,7 +245,7 @@ class Departure:
         if self._verdict:
             return
         self._verdict = True
-        if self._warm:
+        if self._capture is not None:
             self._dumper.resume()
         self.times["resumed"] = time.time_ns()
         self._control.call("resume")

@@ -5,34 +5,38 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from ckpt import FEATURES, SOFTWARE
 from ckpt.ops import bringup, lifecycle
-from ckpt.ops.conversation import FEATURES, SOFTWARE, Conversation
 from ckpt.ops.departure import Departure
 from ckpt.ops.host import Host, lock_container
 from ckpt.ops.journal import Entry, Journal
-from ckpt.ops.lane import open_lane
 from ckpt.ops.preflight import Finding, source_facts, source_findings
 from images.bundle_stream import StreamWriter
 from runtime import cgroups
 from runtime.container.record import Container
 from runtime.errors import RuntimeFault, SystemFault, Unsupported
 from transport import ssh
+from transport.conversation import Conversation, Facts
 from transport.errors import TransportFault
 from transport.framing import FrameLink
-from transport.lanes import LaneWriter
-from transport.messages import greet
-from transport.protocol import Action, Begin, Outcome, Restored, Source, State
+from transport.lane_opening import open_lane
+from transport.lanes import PREFERENCE, LaneWriter
+from transport.messages import greet, make
+from transport.protocol import AbortAsked, Action, Begin, Outcome, Restored, Source, State
 
 PRESYNC_ROUNDS = 4
 SMALL_ROUND = 1 << 20
 """Bytes: a round over the files that sent less leaves little for the frozen window."""
 RECONNECTS = 10
 CLOCK_ASKS = 5
+ASKING = 30.0
+"""Seconds that the peer may take to answer a question besides the transaction."""
 
 
 @dataclass(slots=True)
@@ -120,9 +124,15 @@ class Migration:
         self._offset_ns = 0
         self._began_ns = time.time_ns()
         self._phase_ns = self._began_ns
+        self._machine = Source(identity, greet(SOFTWARE, FEATURES))
+        self.conversation: Conversation | None = None
+
+    def _converse(self, link: FrameLink | None) -> Conversation:
         self.conversation = Conversation(
-            Source(identity, greet(SOFTWARE, FEATURES)),
-            {
+            self._machine,
+            link,
+            journal=self.write_journal,
+            actions={
                 Action.CHECK: self.check,
                 Action.SYNC: self.sync,
                 Action.FREEZE: self.freeze,
@@ -131,18 +141,20 @@ class Migration:
                 Action.RESUME: self.resume,
                 Action.RECONNECT: self.reconnect,
             },
-            self.write_journal,
         )
+        return self.conversation
 
     # ---- the whole
 
     def run(self) -> Report:
         """Migrate. Raises why it did not come to it; then the container runs here, and nothing is there."""
         with self._stack:
-            self._dial()
-            outcome, cause = self.conversation.run(Begin())
+            conversation = self._converse(self._dial())
+            self._phase("connect")
+            finish = conversation.run(Begin())
+            outcome, cause = finish.outcome, finish.cause
             self.report.total_ns = time.time_ns() - self._began_ns
-            self.report.state = str(self.conversation.machine.state)
+            self.report.state = str(conversation.machine.state)
             if outcome is Outcome.MOVED:
                 return self.report
             if self.report.findings or (cause is None and self._dry_run):
@@ -169,17 +181,19 @@ class Migration:
         """Recovery: go on with what another process began; its journal is ours now."""
         self._journal = journal
         self.report.id = journal.entry.id
-        self.conversation.replace_machine(Source(journal.entry.id, greet(SOFTWARE, FEATURES)))
+        self._machine = Source(journal.entry.id, greet(SOFTWARE, FEATURES))
 
     def conclude(self, state: State) -> tuple[Outcome, Exception | None]:
         """Recovery: from the journal's STATE to the end."""
         with self._stack:
-            return self.conversation.run(Restored(state))
+            finish = self._converse(None).run(Restored(state))
+            return finish.outcome, finish.cause
 
     def stop(self, why: Exception) -> None:
         """Give it up if that is still possible. From a signal handler or another thread."""
         self._stopped = why
-        self.conversation.ask_to_abort(why)
+        if self.conversation is not None:
+            self.conversation.tell(AbortAsked(why))
 
     def _refusal(self) -> Refused:
         reasons = "; ".join(f"{f['what']}: {f['why']}" for f in self.report.findings)
@@ -192,14 +206,12 @@ class Migration:
         refused.findings = self.report.findings
         return refused
 
-    def _dial(self) -> None:
+    def _dial(self) -> FrameLink:
         session = ssh.connect(self.report.target)
         self._stack.callback(session.close)
         self._session = session
         agent = session.open_command([*self._remote, "agent"])
-        self._stack.callback(agent.close)
-        self.conversation.connect(FrameLink(agent))
-        self._phase("connect")
+        return FrameLink(agent)
 
     def _phase(self, name: str) -> None:
         now = time.time_ns()
@@ -215,12 +227,12 @@ class Migration:
 
     # ---- what the machine asks for
 
-    def write_journal(self, state: State, durable: bool, identity: str) -> None:
+    def write_journal(self, state: State, durable: bool) -> None:
         if self._journal is None:
             if state in (State.ABORTED, State.PLANNED) and self._dry_run:
                 return
             entry = Entry(
-                id=identity,
+                id=self.report.id,
                 role="source",
                 container=self.container.record.id,
                 name=self.container.record.name,
@@ -233,7 +245,7 @@ class Migration:
         if state == State.CLEANED:
             self._journal.forget()
 
-    def check(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+    def check(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
         self.container.require("running", doing="migrating")
         pids = self.host.cgroup(self.container).pids()
         self.report.findings = source_findings(self.container, pids)
@@ -247,18 +259,19 @@ class Migration:
 
     def _compare_clocks(self) -> None:
         """The other host's clock against ours, from the quickest of a few round trips (as NTP does)."""
+        assert self.conversation is not None
         best = None
         for _ in range(CLOCK_ASKS):
             before = time.time_ns()
-            self.conversation.tell("note", topic="clock", body={})
-            theirs = int(self.conversation.answer_to("note")["body"]["ns"])
+            answer = self.conversation.ask(make("note", topic="clock", body={}), ASKING)
+            theirs = int(answer["body"]["ns"])
             after = time.time_ns()
             if best is None or after - before < best[0]:
                 best = (after - before, theirs - (before + after) // 2)
         assert best is not None
         self.report.clock_error_ns, self._offset_ns = best[0] // 2, best[1]
 
-    def sync(self, facts: Mapping[str, Any]) -> None:
+    def sync(self, facts: Facts, stop: threading.Event) -> None:
         if not facts.get("ok", True):
             self.report.findings = list(facts.get("findings", []))
             raise self._refusal()
@@ -275,8 +288,8 @@ class Migration:
             )
         )
         self._departure.prepare()
-        self._lane = open_lane(self.conversation, self._session, self._remote, kinds=self._lanes)
-        self._stack.callback(self._lane.abort)
+        self._open_lane()
+        assert self._lane is not None
         self.report.lane = self._lane.kind
         # The tasks stay frozen until everything was taken: their pages may be sent in place.
         self._writer = self._stack.enter_context(StreamWriter(self._lane.fd))
@@ -295,7 +308,19 @@ class Migration:
         self._departure.warm_up()
         self._phase("files")
 
-    def freeze(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+    def _open_lane(self) -> None:
+        conversation, session = self.conversation, self._session
+        assert conversation is not None and session is not None
+        self._lane = open_lane(
+            session,
+            lambda message: conversation.ask(message, ASKING),
+            lambda token, path: [*self._remote, "agent", "--lane", token, "--socket", path],
+            kinds=self._lanes or PREFERENCE,
+        )
+        self._stack.callback(self._lane.abort)
+        conversation.send(make("note", topic="lane", body={"token": self._lane.token}))
+
+    def freeze(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
         assert self._departure is not None and self._writer is not None
         before = self._writer.size
         self._departure.freeze_and_dump(self._writer, check=self._going)
@@ -315,7 +340,7 @@ class Migration:
         with contextlib.suppress(RuntimeFault):
             self.host.cgroup(self.container).thaw()
 
-    def bury(self, facts: Mapping[str, Any]) -> None:
+    def bury(self, facts: Facts, stop: threading.Event) -> None:
         self._phase("restore")
         if (
             self._departure is None
@@ -329,20 +354,19 @@ class Migration:
         self._release_hold()
         self._departure.wait_killed()
 
-    def clean(self, facts: Mapping[str, Any]) -> None:
+    def clean(self, facts: Facts, stop: threading.Event) -> None:
         at = int(facts.get("at", 0))
         if self._departure is not None and at:
             frozen = self._departure.times["frozen"]
             self.report.downtime_ns = at - self._offset_ns - frozen
         self._phase("go")
         if self._lane is not None:
-            with contextlib.suppress(TransportFault):
-                self._lane.finish(10.0)
+            self._lane.abort()  # everything arrived, as the destination's count says
         with lock_container(self.container):
             lifecycle.remove(self.host, self.container, force=True)
         self._phase("clean")
 
-    def resume(self, facts: Mapping[str, Any]) -> None:
+    def resume(self, facts: Facts, stop: threading.Event) -> None:
         self._stopped = self._stopped or SystemFault(
             doing="migrating", target=self.report.name, why="it was given up"
         )
@@ -352,17 +376,17 @@ class Migration:
             self._departure.resume()
         self._release_hold()
 
-    def reconnect(self, facts: Mapping[str, Any]) -> None:
+    def reconnect(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
         delay = 0.2
         for attempt in range(RECONNECTS):
             try:
-                self._dial()
-                return
+                return {"link": self._dial()}
             except TransportFault:
                 if attempt == RECONNECTS - 1:
                     raise
-                time.sleep(delay)
+                stop.wait(delay)
                 delay = min(5.0, delay * 2)
+        raise AssertionError("the last attempt raises")
 
 
 class _DryRun(RuntimeFault):

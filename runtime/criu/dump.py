@@ -7,7 +7,8 @@
     verdict_kill() | resume()   the verdict: the tasks die with CRIU's success, or run on
 
 The image files go their own way: the caller runs the streaming protocol's other end on the directory meanwhile.
-Whatever happens to us, CRIU ends with the tasks running again: see hook.sh, and the death signal set here.
+Whatever happens to us, CRIU ends with the tasks running again: its hooks fail when we are gone (see hook.sh), and so
+does the stream of images. (A death signal would not do: it comes when the thread that forked ends.)
 """
 
 from __future__ import annotations
@@ -24,10 +25,6 @@ from runtime.criu.hooks import Asked, Hooks
 from runtime.errors import TimedOut
 
 HOOKS = ("pre-dump", "post-dump")
-
-
-# From util-linux: a death signal without code of ours between fork and exec, where threads would make it unsafe.
-_DIE_WITH_US = ("setpriv", "--pdeathsig", "KILL")
 
 
 class Dumper:
@@ -80,7 +77,7 @@ class Dumper:
     def start(self) -> None:
         """Start CRIU and wait until it is ready to freeze: its own preparations are not part of the frozen window."""
         self._process = subprocess.Popen(
-            [*_DIE_WITH_US, *self._argv],
+            self._argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
