@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import sys
 
 import click
 
 from ckpt import __version__
 from ckpt.cli import checkpoints, containers, internal, jobs, migration
+from ckpt.cli.edge import conclude
+from ckpt.ops import interrupt
 from ckpt.ops.host import Host
 
 
@@ -43,4 +46,10 @@ for module in (containers, jobs, checkpoints, migration, internal):
 
 def main() -> None:
     """The entry point of the program."""
-    cli(prog_name="ckpt")
+    interrupt.install()
+    try:
+        cli(prog_name="ckpt")
+    except Exception as error:  # outside of any command: reading options, completing a word
+        sys.exit(conclude(error))
+    except KeyboardInterrupt as error:
+        sys.exit(conclude(error))

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ckpt.cli import show
+from ckpt.cli.describe import clean, describe_checkpoint
+from ckpt.cli.edge import CORRUPT
 from ckpt.cli.types import CHECKPOINT, CONTAINER, command, json_option
 from ckpt.ops import dump as dumping
 from ckpt.ops import restore as restoring
+from ckpt.ops import retention
 from ckpt.ops.host import Host
 from images.inspect import inspect_images
 from images.manifest import Manifest
@@ -109,13 +114,16 @@ def ls(host: Host, as_json: bool) -> None:
         (
             (
                 one["name"],
-                one["container"] or f"damaged: {one['problem']}",
-                show.ago(int(one["created_ns"] or 0)),
+                one["container"] or "(damaged)",
+                show.ago(int(one["created_ns"] or 0)) if one["container"] else "?",
                 show.size(int(one["size"] or 0)),
             )
             for one in found
         ),
     )
+    for one in found:
+        if one["problem"]:
+            click.echo(f"{one['name']}: {one['problem']}", err=True)
 
 
 @command("inspect")
@@ -130,8 +138,6 @@ def inspect(host: Host, name: str, as_json: bool) -> None:
     if as_json:
         show.emit_json(value)
     else:
-        from ckpt.cli.describe import describe_checkpoint
-
         describe_checkpoint(manifest, found)
 
 
@@ -141,22 +147,21 @@ def inspect(host: Host, name: str, as_json: bool) -> None:
 def verify(host: Host, names: tuple[str, ...], as_json: bool) -> None:
     """Read every byte and compare it with the digests. All checkpoints, if none is named."""
     found = {
-        name: [str(problem) for problem in host.store.verify(name)]
+        name: [
+            {"part": clean(problem.part), "what": clean(problem.what)}
+            for problem in host.store.verify(name)
+        ]
         for name in names or host.store.names()
     }
     if as_json:
         show.emit_json(found)
     else:
         for name, problems in found.items():
-            click.echo(
-                f"{name}: {'good' if not problems else ''}".rstrip(": ")
-                if problems
-                else f"{name}: good"
-            )
+            click.echo(f"{name}: {'damaged' if problems else 'good'}")
             for problem in problems:
-                click.echo(f"  {problem}")
+                click.echo(f"  {problem['part']}: {problem['what']}")
     if any(found.values()):
-        sys.exit(21)
+        sys.exit(CORRUPT)
 
 
 @command("rm")
@@ -166,6 +171,38 @@ def rm(host: Host, names: tuple[str, ...]) -> None:
     for name in names:
         host.store.remove(name)
         click.echo(name)
+
+
+@command("prune")
+@click.option(
+    "--keep", type=click.IntRange(0), metavar="N", help="Keep the newest N of each container."
+)
+@click.option("--older-than", metavar="AGE", help="Keep those younger than this: 12h, 7d, 4w.")
+@click.option("--container", metavar="NAME", help="Only checkpoints of this container.")
+@click.option("-n", "--dry-run", is_flag=True, help="Only say which would go.")
+@json_option
+def prune(
+    host: Host,
+    keep: int | None,
+    older_than: str | None,
+    container: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Delete old checkpoints. What is in use, and what cannot be read, stays.
+
+    \b
+    ckpt checkpoints prune --keep 3
+    ckpt checkpoints prune --older-than 7d --keep 1 --container web --dry-run
+    """
+    age = None if older_than is None else retention.parse_age(older_than)
+    policy = retention.Policy(keep, age, container)
+    found = retention.prune(host, policy, time.time_ns(), dry_run=dry_run)
+    if as_json:
+        show.emit_json([asdict(one) for one in found])
+        return
+    for one in found:
+        click.echo(f"{one.name}: kept, {one.kept}" if one.kept else one.name)
 
 
 @command("export")
@@ -194,7 +231,7 @@ def import_(host: Host, file: str, name: str) -> None:
         click.echo(restoring.import_stream(host, fd, name=name).name)
 
 
-for _command in (ls, inspect, verify, rm, export, import_):
+for _command in (ls, inspect, verify, rm, prune, export, import_):
     checkpoints.add_command(_command)
 
 
