@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -52,7 +53,9 @@ CONTAINER = ContainerName()
 CHECKPOINT = CheckpointName()
 
 
-def command(name: str, **settings: Any) -> Any:
+def command(
+    name: str, **settings: Any
+) -> Callable[[Callable[..., Any] | click.Command], click.Command]:
     """A click command whose faults become one line and an exit code, and that gets the host as its first argument."""
 
     def decorate(function: Any) -> click.Command:
