@@ -115,7 +115,7 @@ class Agent:
             self._journal = Journal(self.host.paths.journals, entry)
         if self._arrival is not None and self._arrival.began:
             self._journal.entry.container = self._arrival.container.record.id
-        self._journal.write(state)
+        self._journal.write(state, durable)
         if state == State.CLEANED:
             self._journal.forget()
 

@@ -15,25 +15,30 @@ from runtime.errors import Conflict, SystemFault
 from runtime.tree import remove_tree
 
 
-def publish(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Write PATH whole or not at all, and durably: temporary file, fsync, rename, fsync of the directory."""
+def publish(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = True) -> None:
+    """Write PATH whole or not at all, and durably: temporary file, fsync, rename, fsync of the directory.
+
+    Without DURABLE a crash of the machine may bring back the file as it was before.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         with open(temporary, "wb", opener=lambda p, f: os.open(p, f, mode)) as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         os.rename(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise SystemFault(
             doing="writing", target=str(path), why=error.strerror or str(error)
         ) from None
-    sync_directory(path.parent)
+    if durable:
+        sync_directory(path.parent)
 
 
-def publish_json(path: Path, value: Any) -> None:
-    publish(path, json.dumps(value, indent=1).encode() + b"\n")
+def publish_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    publish(path, json.dumps(value, indent=1).encode() + b"\n", durable=durable)
 
 
 def read_json(path: Path) -> Any:

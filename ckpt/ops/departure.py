@@ -30,7 +30,7 @@ from runtime import launch
 from runtime.container.record import Container
 from runtime.control import Control
 from runtime.criu.dump import Dumper
-from runtime.errors import RuntimeFault
+from runtime.errors import RuntimeFault, SystemFault
 from runtime.network.config import NetworkConfig
 from runtime.tree import below, shared_writable
 from runtime.tree.sync import Synchroniser
@@ -60,6 +60,7 @@ class Departure:
         self._dumper: Dumper | None = None
         self._control: Control | None = None
         self._verdict = False
+        self._tasks: list[int] = []
         self._capture: Capture | None = None
         base = container.record.id_base
         shift = (base, container.record.id_size) if base else None
@@ -217,7 +218,21 @@ class Departure:
         """It lives on elsewhere, or in the checkpoint: the tasks die here."""
         assert self._dumper is not None
         self._verdict = True
+        self._tasks = self.host.cgroup(self.container).pids()
         self._dumper.verdict_kill()
+
+    def wait_dying(self) -> None:
+        """Until every task is on its way out: none will run another instruction of its program."""
+        assert self._dumper is not None
+        until = time.monotonic() + 30
+        while not all(map(is_dying, self._tasks)):
+            if time.monotonic() > until:
+                raise SystemFault(
+                    doing="ending",
+                    target=f"container {self.container.record.name}",
+                    why="its processes do not die",
+                )
+            time.sleep(0.0005)
 
     def wait_killed(self) -> None:
         """Until they are dead, and the monitor has written down their end."""
@@ -289,6 +304,16 @@ def part_by(target: Target, name: str, write: Callable[[int], int]) -> int:
     if faults:
         raise faults[0]
     return results[0]
+
+
+def is_dying(pid: int) -> bool:
+    """Whether a process is in exit already, or gone: PF_EXITING in its flags (proc_pid_stat(5), field 9)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & 0x4)
 
 
 class _Held:

@@ -80,11 +80,11 @@ class Journal:
             os.close(self._lock)
             self._lock = -1
 
-    def write(self, state: State) -> None:
-        """On disk (fsync of file and directory) when it returns."""
+    def write(self, state: State, durable: bool = True) -> None:
+        """On disk (fsync of file and directory) when it returns, if DURABLE; whole in any case."""
         self.entry.state = str(state)
         self.entry.changed_ns = time.time_ns()
-        publish_json(self._path, asdict(self.entry))
+        publish_json(self._path, asdict(self.entry), durable=durable)
 
     def forget(self) -> None:
         """The migration is over at both ends."""

@@ -241,7 +241,7 @@ class Migration:
             )
             self._journal = Journal(self.host.paths.journals, entry)
             self._stack.callback(self._journal.close)
-        self._journal.write(state)
+        self._journal.write(state, durable)
         if state == State.CLEANED:
             self._journal.forget()
 
@@ -347,12 +347,11 @@ class Migration:
         ):  # another process began this; its CRIU is gone, the tasks are held
             bury_held(self.host, self.container)
             return
-        self.container.record.wanted = "stopped"
-        self.container.save()
         self._departure.verdict_kill()
         # CRIU's SIGKILL reaches tasks in a frozen v1 cgroup only when they thaw.
         self._release_hold()
-        self._departure.wait_killed()
+        # They are dying: none will run another instruction. That their memory is freed is not waited for here.
+        self._departure.wait_dying()
 
     def clean(self, facts: Facts, stop: threading.Event) -> None:
         at = int(facts.get("at", 0))
@@ -362,6 +361,8 @@ class Migration:
         self._phase("go")
         if self._lane is not None:
             self._lane.abort()  # everything arrived, as the destination's count says
+        if self._departure is not None:
+            self._departure.wait_killed()
         with lock_container(self.container):
             lifecycle.remove(self.host, self.container, force=True)
         self._phase("clean")
