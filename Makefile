@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 PREFIX ?= /usr/local
 VENV := .venv
 PYTEST := $(VENV)/bin/python -m pytest
-# Extra words for pytest: make test ARGS='-k redis -x'
+# Extra words: make test ARGS='-k redis -x', make demo ARGS='--moves 2'
 ARGS ?=
 
 .PHONY: help setup demo test test-unit lint install uninstall bench clean
@@ -22,7 +22,7 @@ setup: ## Debian packages, CRIU and .venv, whatever of them is missing
 
 demo: ## a Redis server moves between two hosts on this machine while a client writes
 	@scripts/setup demo
-	@$(VENV)/bin/python examples/demo.py
+	@$(VENV)/bin/python -m examples.demo $(ARGS)
 
 lint: setup ## style, types, import rules
 	@scripts/lint

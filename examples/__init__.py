@@ -1,0 +1,1 @@
+"""Programs that show ckpt at work. Each runs from a checkout: python -m examples.NAME."""
