@@ -8,7 +8,7 @@ import sys
 import click
 
 from ckpt import __version__
-from ckpt.cli import checkpoints, containers, internal, jobs, migration
+from ckpt.cli import checkpoints, containers, doctor, internal, jobs, migration
 from ckpt.cli.edge import conclude
 from ckpt.ops import interrupt
 from ckpt.ops.host import Host
@@ -39,7 +39,7 @@ def cli(context: click.Context, root: str | None, verbose: int) -> None:
     context.obj = Host.here(root)
 
 
-for module in (containers, jobs, checkpoints, migration, internal):
+for module in (containers, jobs, checkpoints, migration, doctor, internal):
     for command in module.COMMANDS:
         cli.add_command(command)
 
