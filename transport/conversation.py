@@ -17,9 +17,11 @@ the caller goes on from what the journal says (``Restored``).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -50,6 +52,10 @@ Facts = Mapping[str, Any]
 Perform = Callable[[Facts, threading.Event], Facts | None]
 
 PEER_TIMEOUT = 120.0
+BEAT = 5.0
+SILENCE = 30.0
+"""Seconds. Each end says something that often, and takes the link for lost when nothing came for that long: a host
+that vanished without a word ends no TCP connection, and an agent that only listens would stay for hours."""
 _TICK = 0.1  # how late a reader notices that its link is to be closed
 # What answers what; a note is answered by a note of the same topic.
 _ANSWER_TO = {"lane_ask": "lane_offer", "settle": "settled", "note": "note"}
@@ -253,12 +259,24 @@ class _Reader:
         self._thread.start()
 
     def _run(self) -> None:
+        heard = said = time.monotonic()
         while not self._over.is_set():
             try:
-                message = check(self.link.recv(_TICK))
-                self._conversation.heard(self, message)
-            except TimedOut:
-                continue
+                with contextlib.suppress(TimedOut):
+                    message = check(self.link.recv(_TICK))
+                    heard = time.monotonic()
+                    self._conversation.heard(self, message)
+                now = time.monotonic()
+                if now - heard > SILENCE:
+                    raise LinkLost(
+                        doing="listening to",
+                        target="the peer",
+                        why=f"nothing was heard for {SILENCE:g} s",
+                        retry=True,
+                    )
+                if now - said > BEAT:
+                    self.link.send(make("ping", n=0), timeout=SILENCE)
+                    said = time.monotonic()
             except TransportFault as fault:
                 self._conversation.lost(self, fault)
                 return

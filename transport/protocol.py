@@ -240,11 +240,11 @@ _SOURCE: Table = {
     },
     "retell": {
         "done:reconnect": _row("retell_greet", Say("hello")),
-        "failed:reconnect": _row("aborted", _ABORTED),
+        "failed:reconnect": _row("untold", _ABORTED),
     },
     "retell_greet": {
         "hello": _row("retell_ask", Say("status")),
-        **_rows("lost overdue message:*", _row("aborted", _ABORTED)),
+        **_rows("lost overdue message:*", _row("untold", _ABORTED)),
     },
     "retell_ask": {
         "status_is:prepared": _row("retell_wait", Say("abort")),
@@ -253,9 +253,16 @@ _SOURCE: Table = {
             "status_is:committed status_is:running status_is:cleaned",
             _row("stuck_aborted", HangUp(), _UNFINISHED),
         ),
-        **_rows("lost overdue message:*", _row("aborted", _ABORTED)),
+        # It holds nothing that it may not take away by itself, and is at it.
+        "status_is:*": _row("aborted", _ABORTED),
+        **_rows("lost overdue message:*", _row("untold", _ABORTED)),
     },
-    "retell_wait": _rows("lost overdue message:*", _row("aborted", _ABORTED)),
+    "retell_wait": {
+        "status_is:aborted": _row("aborted", _ABORTED),
+        **_rows("lost overdue message:*", _row("untold", _ABORTED)),
+    },
+    # It runs here, but the destination may hold something and doesn't know: the journal stays.
+    "untold": {},
     "aborted": {},
     "stuck": {},
     "stuck_running": {},
@@ -276,7 +283,7 @@ _SOURCE_STATES = {
     **dict.fromkeys(
         _names(
             "resume_quiet resume resume_cut farewell retell retell_greet retell_ask retell_wait "
-            "aborted stuck_aborted"
+            "aborted untold stuck_aborted"
         ),
         State.ABORTED,
     ),
@@ -295,7 +302,7 @@ class Source(Machine):
             "retell_wait"
         )
     )
-    FINAL: ClassVar = frozenset(_names("cleaned aborted stuck stuck_running stuck_aborted"))
+    FINAL: ClassVar = frozenset(_names("cleaned aborted untold stuck stuck_running stuck_aborted"))
 
 
 # ── the destination ───────────────────────────────────────────────────────────────────────────
@@ -380,9 +387,9 @@ _DESTINATION: Table = {
         "done:recall:none": _row("unknown", _ANSWER_STATUS, _ABORTED),
         **_rows(
             "done:recall:checked done:recall:receiving done:recall:received",
-            _row("discard", Journal(State.ABORTED), _ANSWER_STATUS, Do(Action.DISCARD)),
+            _row("discard", Journal(State.ABORTED), Do(Action.DISCARD)),
         ),
-        "done:recall:aborted": _row("discard", _ANSWER_STATUS, Do(Action.DISCARD)),
+        "done:recall:aborted": _row("discard", Do(Action.DISCARD)),
         "done:recall:prepared": _row("prepared", _ANSWER_STATUS),
         "done:recall:committed": _row("release", _ANSWER_STATUS, Do(Action.RELEASE)),
         **_rows(
