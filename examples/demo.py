@@ -43,16 +43,27 @@ FAILURES = (LabError, TrafficError, subprocess.SubprocessError, OSError, rootfs.
 
 
 class Interrupted(BaseException):
-    """A signal asked to stop. Raised once; what comes later is ignored."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
+    """A signal asked to stop."""
 
 
-def _interrupt(number: int, _: object) -> None:
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, signal.SIG_IGN)
-    raise Interrupted(number)
+class Signals:
+    """SIGINT, SIGTERM and SIGHUP raise Interrupted until `closing` is set; then they wait."""
+
+    def __init__(self) -> None:
+        self.heard: int | None = None
+        self.closing = False
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # Never SIG_IGN: the programs that clean up would inherit it.
+            signal.signal(number, self._hear)
+
+    def _hear(self, number: int, _: object) -> None:
+        self.heard = self.heard or number
+        self.check()
+
+    def check(self) -> None:
+        """Raise for a signal heard before: Python drops exceptions that hit it in a destructor."""
+        if self.heard and not self.closing:
+            raise Interrupted
 
 
 class MoveFailed(Exception):
@@ -62,8 +73,11 @@ class MoveFailed(Exception):
 class Demo:
     """The story, and what it has measured."""
 
-    def __init__(self, lab: Lab, screen: Screen, *, keys: int, moves: int, pause: float) -> None:
+    def __init__(
+        self, lab: Lab, screen: Screen, signals: Signals, *, keys: int, moves: int, pause: float
+    ) -> None:
         self.lab = lab
+        self.signals = signals
         self.screen = screen
         self.keys = keys
         self.moves = moves
@@ -114,6 +128,7 @@ class Demo:
         """One migration, watched. Raises MoveFailed with what ckpt said."""
         assert self.traffic is not None
         began = time.monotonic()
+        self.screen.live(self._state(here, there), now=True)
         mover = self.mover = here.popen(
             ["ckpt", "migrate", NAME, there.name, "--json"],
             stdin=subprocess.DEVNULL,
@@ -159,6 +174,7 @@ class Demo:
         assert self.traffic is not None
         deadline = time.monotonic() + seconds
         while not done() and time.monotonic() < deadline:
+            self.signals.check()
             self.traffic.pump()
             if here is not None:
                 self.screen.live(self._state(here, there))
@@ -166,15 +182,14 @@ class Demo:
     def _state(self, here: Host, there: Host | None) -> str:
         traffic = self.traffic
         assert traffic is not None
-        places = {host: f" {host} " for host in ("a", "b")}
-        places[here.name] = f"[{here.name}: redis]" if here.name == "a" else f"[redis :{here.name}]"
-        towards = "━━━━▶" if here.name == "a" else "◀━━━━"
-        between = towards if there else "─────"
-        where = f"{places['a']:>10} {between} {places['b']:<10}"
+        left, right = ("[redis]" if here.name == name else "·" for name in ("a", "b"))
+        towards = "──▶" if here.name == "a" else "◀──"
+        where = f"a {left:<7} {towards if there else '───'} {right:>7} b"
         silent = traffic.silent_ms >= 20
-        late = traffic.silent_ms if silent else traffic.slowest_ms
-        said = "no reply for" if silent else "slowest reply"
-        return f"{where} {traffic.rate:>8,.0f}/s {traffic.bars}  {said} {milliseconds(late)}"
+        late = f"{'silent' if silent else 'slowest'} " + milliseconds(
+            traffic.silent_ms if silent else traffic.slowest_ms
+        )
+        return f"{where} {traffic.rate:>8,.0f}/s {traffic.bars} {late}"
 
     # --- the result -------------------------------------------------------------------------------
 
@@ -213,23 +228,26 @@ def _version(host: Host) -> str:
     return f"Redis {version}".strip()
 
 
-def perform(screen: Screen, *, keys: int, moves: int, pause: float) -> dict[str, Any]:
+def perform(
+    screen: Screen, signals: Signals, *, keys: int, moves: int, pause: float
+) -> dict[str, Any]:
     """Make the hosts, run the story, take the hosts away; the result."""
     lab = Lab()
-    demo = Demo(lab, screen, keys=keys, moves=moves, pause=pause)
+    demo = Demo(lab, screen, signals, keys=keys, moves=moves, pause=pause)
     error = ""
     try:
-        # Twice, because the one signal that is heard may come in the very moment in which the first
-        # `close` is about to begin. Within it signals wait.
         try:
             lab.up()
             demo.run()
         except (*FAILURES, MoveFailed) as failure:
             error = _described(failure)
         finally:
+            signals.closing = True
             demo.stop()
             lab.close()
     finally:
+        # Once more: a signal may have come in the very moment before `closing` was set.
+        signals.closing = True
         lab.close()
     return demo.result(error)
 
@@ -264,19 +282,22 @@ def main() -> int:
     options = parser.parse_args()
     if options.keys < 1 or options.moves < 1:
         parser.error("there has to be something to move, and a move")
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, _interrupt)
+    signals = Signals()
     began = time.monotonic()
     screen = Screen()
     try:
-        result = perform(screen, keys=options.keys, moves=options.moves, pause=options.pause)
-    except Interrupted as stop:
-        screen.close()
-        print("interrupted; everything is taken away", file=sys.stderr)
-        return 128 + stop.number
+        result = perform(
+            screen, signals, keys=options.keys, moves=options.moves, pause=options.pause
+        )
+    except Interrupted:
+        result = None
     except LabError as failure:
         print(f"demo: not everything could be taken away: {failure}", file=sys.stderr)
         return 1
+    if result is None or signals.heard:
+        screen.close()
+        print("interrupted; everything is taken away", file=sys.stderr)
+        return 128 + (signals.heard or signal.SIGINT)
     good = verdict(screen, result, time.monotonic() - began)
     print(json.dumps(result), flush=True)
     return 0 if good else 1

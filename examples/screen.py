@@ -52,7 +52,7 @@ class Screen:
 class Sparkline:
     """The last values as bars, the highest ever as the full one."""
 
-    def __init__(self, width: int = 24) -> None:
+    def __init__(self, width: int = 20) -> None:
         self._values: deque[float] = deque([0.0] * width, maxlen=width)
         self._highest = 1.0
 
