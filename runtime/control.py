@@ -107,12 +107,9 @@ def spawn_monitor(paths: ContainerPaths, plan: dict[str, Any], name: str) -> Con
     publish_json(paths.plan, plan)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with open(paths.home / "monitor.err", "ab") as errors:
-        argv = [sys.executable, "-I", "-S", str(MONITOR), str(paths.plan), str(theirs.fileno())]
-        # Forked once more by a shell-less trick: the child of our child is nobody's, so that no zombie of a long-lived
-        # caller remains and the caller's end does not matter.
-        launcher = [sys.executable, "-I", "-S", "-c", _DETACH, *argv]
+        # Not to be waited for: it makes itself nobody's child at once.
         done = subprocess.run(
-            launcher,
+            [sys.executable, "-I", "-S", str(MONITOR), str(paths.plan), str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
@@ -124,9 +121,6 @@ def spawn_monitor(paths: ContainerPaths, plan: dict[str, Any], name: str) -> Con
         ours.close()
         raise SystemFault(doing="starting the monitor of", target=name, why="fork failed")
     return Control(ours, name)
-
-
-_DETACH = "import os,sys\nif os.fork()==0: os.execv(sys.argv[1],sys.argv[1:])\n"
 
 
 def require_monitor_program() -> None:

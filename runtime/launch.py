@@ -23,6 +23,9 @@ from runtime.spec import Mount, Process, Spec, resolve
 NULL = "null"
 """Key of the external mount that masks files."""
 
+EMPTY = "empty"
+"""Key of the external mount that masks directories."""
+
 _ETC = ("resolv.conf", "hosts", "hostname")
 
 
@@ -40,10 +43,6 @@ def build(
     spec = Spec(record.spec)
     config = NetworkConfig.from_dict(record.network)
     externals, mounts = _mounts(container, spec, cgroup)
-    flags = syscalls.CLONE_NEWNS | syscalls.CLONE_NEWUTS | syscalls.CLONE_NEWIPC
-    flags |= syscalls.CLONE_NEWPID | syscalls.CLONE_NEWCGROUP
-    if config.kind != "host":
-        flags |= syscalls.CLONE_NEWNET
     plan: dict[str, Any] = {
         "id": record.id,
         "run_dir": str(paths.run),
@@ -55,11 +54,12 @@ def build(
         "userns": {"base": record.id_base, "size": record.id_size} if record.id_base else None,
         "cgroup_procs": cgroup.enter_paths(),
         "cgroup_mounts": _cgroup_mounts(cgroup),
-        "clone_flags": flags,
+        "clone_flags": _clone_flags(spec, config),
         "layers": layers,
         "rw_dir": str(paths.rw),
         "externals": externals,
         "mask": NULL,
+        "mask_directory": EMPTY,
         "mounts": mounts,
         "readonly_paths": list(spec.readonly_paths),
         "masked_paths": list(spec.masked_paths),
@@ -79,6 +79,24 @@ def build(
     if restore is not None:
         plan["restore"] = restore
     return plan
+
+
+_CLONE = {
+    "pid": syscalls.CLONE_NEWPID,
+    "mount": syscalls.CLONE_NEWNS,
+    "uts": syscalls.CLONE_NEWUTS,
+    "ipc": syscalls.CLONE_NEWIPC,
+    "cgroup": syscalls.CLONE_NEWCGROUP,
+}
+
+
+def _clone_flags(spec: Spec, config: NetworkConfig) -> int:
+    """The namespaces to make, but the user namespace, which comes before all others."""
+    flags = 0 if config.kind == "host" else syscalls.CLONE_NEWNET
+    for kind, flag in _CLONE.items():
+        if spec.namespace(kind) is not None:
+            flags |= flag
+    return flags
 
 
 def oci_state(container: Container, status: str, pid: int) -> dict[str, Any]:
@@ -172,8 +190,8 @@ def external_points(container: Container) -> list[tuple[str, str]]:
         if mount["external"]:
             pairs.append((mount["destination"], mount["external"]))
     for path in spec.masked_paths:
-        if path in points and _is_masked_file(init, path):
-            pairs.append((path, NULL))
+        if path in points:
+            pairs.append((path, NULL if _is_masked_file(init, path) else EMPTY))
     return [(point, key) for point, key in pairs if point in points]
 
 
@@ -195,7 +213,10 @@ def _mounts(
     container: Container, spec: Spec, cgroup: cgroups.Cgroup | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The outside mounts by key, and all mounts in the order in which pid 1 makes them."""
-    externals: dict[str, Any] = {NULL: _node(NULL, 1, 3, 0o666, container)}
+    externals: dict[str, Any] = {
+        NULL: _node(NULL, 1, 3, 0o666, container),
+        EMPTY: {"kind": "empty", "names": []},
+    }
     mounts: list[dict[str, Any]] = []
     for number, mount in enumerate(spec.mounts):
         if mount.type == "bind":
@@ -203,7 +224,9 @@ def _mounts(
             externals[key] = _bind(mount, container)
             mounts.append(_entry(mount.destination, external=key, propagation=mount.propagation))
         elif mount.type in ("cgroup", "cgroup2"):
-            mounts += _cgroup_entries(container, mount)
+            outside, entries = _cgroup_entries(mount)
+            externals |= outside
+            mounts += entries
         else:
             mounts.append(_file_system(mount))
     for device in [*secured.default_devices(), *spec.devices]:
@@ -302,27 +325,20 @@ def _cgroup_mounts(cgroup: cgroups.Cgroup) -> list[dict[str, Any]]:
     return mounts
 
 
-def _cgroup_entries(container: Container, mount: Mount) -> list[dict[str, Any]]:
-    layout = cgroups.detect()
-    labels = [tree.label for tree in layout.usable]
+def _cgroup_entries(mount: Mount) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The outside mounts and the mounts of /sys/fs/cgroup: one tree, or a directory of several."""
+    labels = [tree.label for tree in cgroups.detect().usable]
     if labels == ["v2"]:
-        return [_entry(mount.destination, external="cg-v2")]
-    entries = [
-        {
-            "destination": mount.destination,
-            "type": "tmpfs",
-            "source": "tmpfs",
-            "flags": syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC,
-            "data": "mode=755,size=64k",
-            "external": None,
-            "propagation": 0,
-        }
-    ]
-    for label in labels:
-        name = "unified" if label == "v2" else label.partition(":")[2]
-        key = "cg-v2" if label == "v2" else "cg-" + name.replace(",", "-")
-        entries.append(_entry(f"{mount.destination}/{name}", external=key))
-    return entries
+        return {}, [_entry(mount.destination, external="cg-v2")]
+    names = {
+        "unified" if label == "v2" else label.partition(":")[2]: (
+            "cg-v2" if label == "v2" else "cg-" + label.partition(":")[2].replace(",", "-")
+        )
+        for label in labels
+    }
+    entries = [_entry(mount.destination, external="cg-root")]
+    entries += [_entry(f"{mount.destination}/{name}", external=key) for name, key in names.items()]
+    return {"cg-root": {"kind": "empty", "names": list(names)}}, entries
 
 
 def _oom_files(cgroup: cgroups.Cgroup) -> list[str]:
@@ -346,4 +362,9 @@ def network_sysctls(spec: dict[str, Any]) -> dict[str, str]:
 
 
 def _ipc_sysctls(spec: Spec) -> dict[str, str]:
-    return {key: value for key, value in spec.sysctl.items() if not key.startswith("net.")}
+    values = secured.sysctls_from_spec(spec.sysctl, own_network=True, own_ipc=True)
+    return {
+        secured.sysctl_path(key).removeprefix("/proc/sys/"): value
+        for key, value in values.items()
+        if not key.startswith("net.")
+    }

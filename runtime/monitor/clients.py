@@ -41,7 +41,7 @@ class Client:
         for start in range(0, len(data), PACKET):
             self.send(kind + data[start : start + PACKET])
 
-    def end(self, status: dict) -> None:
+    def end(self, status: dict[str, object]) -> None:
         self.send(b"x" + json.dumps(status).encode())
 
     def send(self, packet: bytes) -> None:

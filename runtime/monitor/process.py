@@ -8,6 +8,10 @@ from runtime.monitor.clients import Client
 from runtime.monitor.logs import Log
 from runtime.monitor.streams import Streams
 
+TYPE_CHECKING = False  # importing typing costs the monitor half a megabyte
+if TYPE_CHECKING:
+    from typing import Any
+
 READ = 64 * 1024
 KINDS = {"stdout": b"o", "stderr": b"e"}
 
@@ -15,12 +19,14 @@ KINDS = {"stdout": b"o", "stderr": b"e"}
 class Process:
     """Streams, log and followers of one process; `status` is None until it ended."""
 
-    def __init__(self, streams: Streams, log: Log | None, *, terminal: bool, info: dict) -> None:
+    def __init__(
+        self, streams: Streams, log: Log | None, *, terminal: bool, info: dict[str, Any]
+    ) -> None:
         self.streams = streams
         self.log = log
         self.terminal = terminal
         self.info = info
-        self.status: dict | None = None
+        self.status: dict[str, Any] | None = None
         self.clients: list[Client] = []
         self._input: list[bytes] = []
         self._input_ended = False
@@ -92,7 +98,7 @@ class Process:
             self._input_ended = False
             self.streams.close("stdin")
 
-    def end(self, status: dict) -> None:
+    def end(self, status: dict[str, Any]) -> None:
         self.status = status
         self.drain()
         for client in self.clients:

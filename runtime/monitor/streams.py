@@ -21,7 +21,7 @@ ROLES = {
 class Streams:
     """The pipes of one process: the container's first (job 0) or a job."""
 
-    def __init__(self, job: int, roles: list[str], owner: int) -> None:
+    def __init__(self, job: int, roles: list[str], uid: int, gid: int) -> None:
         self.job = job
         self.ours: dict[str, int] = {}
         self.theirs: dict[str, int] = {}
@@ -33,7 +33,7 @@ class Streams:
                 # A monitor that is gone must not stop the init's reaping.
                 os.set_blocking(inner, False)
             # /dev/stdout is opened anew by path: the container's user must own the pipe.
-            os.fchown(inner, owner, owner)
+            os.fchown(inner, uid, gid)
             self.ours[role] = outer
             self.theirs[role] = inner
 
@@ -45,7 +45,7 @@ class Streams:
             fds[3] = self.theirs["status"]
         return fds
 
-    def describe(self) -> list[dict]:
+    def describe(self) -> list[dict[str, str | int]]:
         """What a checkpoint must remember: role, job and CRIU's name of each pipe."""
         return [
             {"job": self.job, "role": role, "name": os.readlink(f"/proc/self/fd/{fd}")}

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 from runtime import syscalls
+
+TYPE_CHECKING = False  # importing typing would cost the small monitor half a megabyte
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 _HIGHEST = 63  # the masks of capset(2) have 64 bits
 

@@ -23,17 +23,23 @@ import socket
 from runtime import syscalls
 from runtime.stage import execute, hooks, mounts
 
+TYPE_CHECKING = False  # importing typing costs the monitor half a megabyte
+if TYPE_CHECKING:
+    from typing import Any
+
+ENDED = "the other side ended without a word"
+
 
 def tell(channel: socket.socket, **message: object) -> None:
     channel.send(json.dumps(message).encode())
 
 
-def hear(channel: socket.socket) -> dict:
+def hear(channel: socket.socket) -> dict[str, Any]:
     """The next message; raises ChildProcessError if the other side failed or is gone."""
     data = channel.recv(1 << 16)
     if not data:
-        raise ChildProcessError("the other side ended without a word")
-    message = json.loads(data)
+        raise ChildProcessError(ENDED)
+    message: dict[str, Any] = json.loads(data)
     if "error" in message:
         raise ChildProcessError(message["error"])
     return message
@@ -46,7 +52,7 @@ def explain(error: BaseException, doing: str) -> str:
     return f"{doing}: {error}"
 
 
-def run(plan: dict, root: str, channel: socket.socket, stdio: dict[int, int]) -> None:
+def run(plan: dict[str, Any], root: str, channel: socket.socket, stdio: dict[int, int]) -> None:
     """The forked child's whole life. Never returns."""
     doing = "starting"
     try:
@@ -70,8 +76,10 @@ def run(plan: dict, root: str, channel: socket.socket, stdio: dict[int, int]) ->
         os.setsid()
         hear(channel)
         doing = "mounting the file systems"
-        hooks.run(plan["hooks"].get("createContainer", []), plan["hook_state"])
-        mounts.enter_root(plan, root)
+        execute.seal_imports()
+        mounts.enter_root(
+            plan, root, before_pivot=lambda: _hooks(plan, "createContainer", "creating")
+        )
         doing = "setting the host name"
         if plan["hostname"]:
             syscalls.sethostname(plan["hostname"])
@@ -81,7 +89,7 @@ def run(plan: dict, root: str, channel: socket.socket, stdio: dict[int, int]) ->
         hear(channel)
         process = plan["process"]
         doing = "running the startContainer hooks"
-        hooks.run(plan["hooks"].get("startContainer", []), plan["hook_state"])
+        _hooks(plan, "startContainer", "created")
         doing = "changing to the working directory"
         execute.change_directory(process)
         doing = "taking on limits and credentials"
@@ -95,3 +103,10 @@ def run(plan: dict, root: str, channel: socket.socket, stdio: dict[int, int]) ->
             tell(channel, error=explain(error, doing))
         finally:
             os._exit(125)
+
+
+def _hooks(plan: dict[str, Any], kind: str, status: str) -> None:
+    """Hooks that run in the container's namespaces see its pids (runtime-spec, runtime.md "State")."""
+    hooks.run(
+        plan["hooks"].get(kind, []), {**plan["hook_state"], "status": status, "pid": os.getpid()}
+    )

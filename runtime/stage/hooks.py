@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import time
 
+TYPE_CHECKING = False  # importing typing costs the monitor half a megabyte
+if TYPE_CHECKING:
+    from typing import Any
 
-def run(hooks: list[dict], state: dict) -> None:
+
+def run(hooks: list[dict[str, Any]], state: dict[str, Any]) -> None:
     """Run each in order; raises ChildProcessError, naming the hook, when one fails or exceeds its timeout (s)."""
     for hook in hooks:
         _run(hook, json.dumps(state).encode())
 
 
-def _run(hook: dict, state: bytes) -> None:
+def _run(hook: dict[str, Any], state: bytes) -> None:
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -26,10 +31,8 @@ def _run(hook: dict, state: bytes) -> None:
         finally:
             os._exit(127)
     os.close(read)
-    try:
+    with contextlib.suppress(BrokenPipeError):
         os.write(write, state)
-    except BrokenPipeError:
-        pass
     os.close(write)
     status = _wait(pid, hook.get("timeout"))
     if status is None:

@@ -15,14 +15,21 @@ import socket
 from runtime import syscalls
 from runtime.stage import execute, first, mounts, namespaces
 
+TYPE_CHECKING = False  # importing typing costs the monitor half a megabyte
+if TYPE_CHECKING:
+    from typing import Any
 
-def run(init_pid: int, process: dict, channel: socket.socket, stdio: dict[int, int]) -> None:
+
+def run(
+    init_pid: int, process: dict[str, Any], channel: socket.socket, stdio: dict[int, int]
+) -> None:
     """The forked helper's life: tells {"pid": the job's pid inside} or {"error"}. Never returns."""
     doing = "joining the cgroups"
     try:
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, 9)
         mounts.join_cgroups(process["cgroup_procs"])
         doing = "joining the namespaces"
+        execute.seal_imports()
         namespaces.enter(init_pid)
         middle = os.fork()
         if middle:

@@ -20,6 +20,11 @@ import stat
 
 from runtime import syscalls as sc
 
+TYPE_CHECKING = False  # importing typing costs the monitor half a megabyte
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
 _ATTRIBUTES = (
     (sc.MS_RDONLY, sc.MOUNT_ATTR_RDONLY),
     (sc.MS_NOSUID, sc.MOUNT_ATTR_NOSUID),
@@ -28,7 +33,7 @@ _ATTRIBUTES = (
 )
 
 
-def assemble(plan: dict, userns: int | None) -> str:
+def assemble(plan: dict[str, Any], userns: int | None) -> str:
     """Make the first half in a new mount namespace of the caller; returns the root's mount point."""
     where = os.path.join(plan["run_dir"], "m")
     sc.unshare(sc.CLONE_NEWNS)
@@ -44,7 +49,7 @@ def assemble(plan: dict, userns: int | None) -> str:
     return _overlay(plan, where, userns)
 
 
-def _overlay(plan: dict, where: str, userns: int | None) -> str:
+def _overlay(plan: dict[str, Any], where: str, userns: int | None) -> str:
     lowers = []
     for number, layer in enumerate(plan["layers"]):
         target = os.path.join(where, f"l{number}")
@@ -90,7 +95,7 @@ def _attach(source: str, target: str, flags: int, userns: int | None, *, recursi
     sc.mount(None, target, None, sc.MS_PRIVATE | (sc.MS_REC if recursive else 0))
 
 
-def _cgroup_file_systems(plan: dict, where: str) -> None:
+def _cgroup_file_systems(plan: dict[str, Any], where: str) -> None:
     """Mount cgroupfs as seen from the container's own cgroup: by a child that is in it, into our mount namespace."""
     if not plan["cgroup_mounts"]:
         return
@@ -121,7 +126,7 @@ def join_cgroups(procs_files: list[str]) -> None:
             file.write("0")
 
 
-def _external(external: dict, target: str, userns: int | None) -> None:
+def _external(external: dict[str, Any], target: str, userns: int | None) -> None:
     if external["kind"] == "node":
         kind = {"c": stat.S_IFCHR, "b": stat.S_IFBLK, "p": stat.S_IFIFO}[external["type"]]
         os.mknod(target, kind | 0o600, os.makedev(external["major"], external["minor"]))
@@ -177,8 +182,11 @@ def _inside(root: str, path: str) -> str:
     return done
 
 
-def enter_root(plan: dict, root: str) -> None:
-    """Second half, in pid 1's new mount namespace: complete the tree and pivot into it."""
+def enter_root(plan: dict[str, Any], root: str, *, before_pivot: Callable[[], None]) -> None:
+    """Second half, in pid 1's new mount namespace: complete the tree and pivot into it.
+
+    BEFORE_PIVOT is called with everything mounted and the host's files still in reach.
+    """
     where = os.path.join(plan["run_dir"], "m")
     sc.mount(None, "/", None, sc.MS_REC | sc.MS_PRIVATE)
     # CRIU wants the root to be a mount of this namespace's own.
@@ -194,9 +202,11 @@ def enter_root(plan: dict, root: str) -> None:
     for path in plan["masked_paths"]:
         target = _inside(root, path)
         if os.path.isdir(target):
-            sc.mount("tmpfs", target, "tmpfs", sc.MS_RDONLY, "mode=755")
+            # Not a tmpfs of its own: CRIU runs tar for each one, in the frozen window.
+            sc.mount(os.path.join(where, plan["mask_directory"]), target, None, sc.MS_BIND)
         elif os.path.exists(target):
             sc.mount(os.path.join(where, plan["mask"]), target, None, sc.MS_BIND)
+    before_pivot()
     os.chdir(root)
     sc.pivot_root(".", ".")
     # The old root lies over the new one now; detached, it takes m/ and everything of the host with it.
@@ -219,7 +229,7 @@ def _remount(target: str, flags: int) -> None:
     sc.mount(None, target, None, sc.MS_BIND | sc.MS_REMOUNT | flags)
 
 
-def _mount(entry: dict, where: str, root: str) -> None:
+def _mount(entry: dict[str, Any], where: str, root: str) -> None:
     target = _inside(root, entry["destination"])
     if entry["external"]:
         source = os.path.join(where, entry["external"])

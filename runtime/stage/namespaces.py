@@ -85,3 +85,49 @@ def enter(pid: int) -> None:
         os.setgroups([])
         os.setresgid(0, 0, 0)
         os.setresuid(0, 0, 0)
+
+
+def set_ipc_sysctls(pid: int, values: dict[str, str], userns: dict[str, int] | None) -> None:
+    """Write kernel settings {path under /proc/sys: value} in the ipc namespace of PID. Raises ChildProcessError.
+
+    From outside, since inside /proc/sys is read-only. Since Linux 5.19 these files belong to the root of the ipc
+    namespace's user namespace, before to the host's root: we try as one and then as the other.
+    """
+    read, write = os.pipe()
+    helper = os.fork()
+    if helper == 0:
+        try:
+            fd = os.open(f"/proc/{pid}/ns/ipc", os.O_RDONLY)
+            syscalls.setns(fd, syscalls.CLONE_NEWIPC)
+            for path, value in values.items():
+                _set(f"/proc/sys/{path}", value, userns["base"] if userns else 0)
+        except OSError as error:
+            os.write(write, f"setting {error.filename} to its value: {error.strerror}".encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    said = os.read(read, 4096)
+    os.close(read)
+    os.waitpid(helper, 0)
+    if said:
+        raise ChildProcessError(said.decode())
+
+
+def _set(path: str, value: str, owner: int) -> None:
+    try:
+        os.seteuid(owner)
+        _write(path, value)
+    except PermissionError:
+        os.seteuid(0)
+        _write(path, value)
+    finally:
+        os.seteuid(0)
+
+
+def _write(path: str, value: str) -> None:
+    try:
+        with open(path, "w") as file:
+            file.write(value)
+    except OSError as error:
+        error.filename = path  # a refused value is noticed by write(2), which knows no path
+        raise
