@@ -29,7 +29,9 @@ from images.pour import pour_bytes, pour_pipe
 from runtime import launch
 from runtime.container.record import Container
 from runtime.control import Control
+from runtime.criu import aftermath
 from runtime.criu.dump import Dumper
+from runtime.criu.failures import CriuFault
 from runtime.errors import RuntimeFault, SystemFault
 from runtime.network.config import NetworkConfig
 from runtime.tree import below, shared_writable
@@ -80,6 +82,11 @@ class Departure:
             with contextlib.suppress(RuntimeFault):
                 self.resume()
             self._dumper.__exit__(kind, error, trace)
+            if self._dumper.killed and self.network.kind != "host":
+                aftermath.release(self.host.cgroup(self.container).pids())
+        if isinstance(error, CriuFault):
+            # The container's volatile directory goes with it; what CRIU said about it stays.
+            error.log = self.host.keep_log(error.log, f"{self.container.record.name}-dump")
         if self._control is not None:
             self._control.close()
 

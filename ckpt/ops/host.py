@@ -73,6 +73,7 @@ class Host:
         try:
             shutil.copyfile(log, kept)
         except OSError:
+            kept.unlink(missing_ok=True)  # half of it, on a full disk
             return log
         for old in sorted(directory.iterdir(), key=lambda path: path.stat().st_mtime)[:-KEPT_LOGS]:
             old.unlink(missing_ok=True)

@@ -67,6 +67,11 @@ class Dumper:
     def __enter__(self) -> Dumper:
         return self
 
+    @property
+    def killed(self) -> bool:
+        """Whether CRIU was killed, by us or by others: it could not put back what it had changed."""
+        return self._process is not None and (self._process.returncode or 0) < 0
+
     def __exit__(self, *_: object) -> None:
         if self._process is not None and self._process.poll() is None:
             self._process.kill()

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime.criu.options import GHOST_LIMIT
 from runtime.errors import RuntimeFault
 
 
@@ -29,75 +30,87 @@ class Cause:
 # In order: the first that matches any error line wins, so special ones come first.
 CAUSES = (
     Cause(
-        r"io_uring|anon_inode:\[io_uring\]",
+        r"io_uring|Can't retrieve FDs from socket",
         "a process uses io_uring, which CRIU cannot dump",
         "switch it off in the program (for instance UV_USE_IO_URING=0), or block it with seccomp",
     ),
     Cause(
-        r"Can't lookup mount=\d+ for fd=(-?\d+) path=(\S+)",
-        "a process holds a file from outside the container: {0}, {1}",
-        "start it without inherited descriptors; `ckpt exec` and `ckpt run` pass none on",
+        r"File (\S+) has bad size (\d+) \(expect (\d+)\)",
+        "the file {0} changed since the dump: it has {1} bytes instead of {2}",
+        "restore with the files of the dump: a volume is not part of a checkpoint",
     ),
     Cause(
-        r"[Dd]angling tty|tty: .*(?:not found|external)|Found slave peer|ctl tty .* leads outside",
-        "a process has a terminal whose other end is outside the container",
-        "start it with `ckpt run -t` or `ckpt exec -t`, whose terminals live inside",
+        r"File (\S+) has bad (mode|build-ID)",
+        "the file {0} changed since the dump: it has another {1}",
+        "restore with the files of the dump: a volume is not part of a checkpoint",
     ),
     Cause(
-        r"(?:unix|sk unix).*[Ee]xternal (?:stream |)socket|Can't dump half of stream unix connection",
-        "a process is connected by a Unix socket to a process outside the container",
-        "close the connection before the dump (a volume with the host's socket does this)",
+        r"Can't open file (\S+?)(?: on restore)?: No such file|Can't link (\S+) .*No such file",
+        "a file that a process had open is missing: {0}",
+        "restore with the files of the dump: a volume is not part of a checkpoint",
     ),
     Cause(
         r"Can't dump ghost file (\S+) of (\d+) size",
         "a removed file that is still open is too large to carry: {0}, {1} bytes",
-        "close it, or keep it in the file system",
+        f"close it, or keep it in the file system; up to {GHOST_LIMIT >> 20} MiB are carried",
     ),
     Cause(
-        r"File (\S+) has bad size (\d+) \(expect (\d+)\)",
-        "the file {0} changed since the dump: it has {1} bytes instead of {2}",
-        "restore with the files of the dump: from the checkpoint, not beside a changed volume",
+        r"[Dd]angling tty|Found slave peer index|[Tt]oo many external terminals"
+        r"|leads outside|Unable to find a tty driver|The tty .* overflow"
+        r"|Can't lookup mount=\d+ for fd=-?\d+ path=\S*(?:pts/\d+|ptmx|tty\S*)",
+        "a process has a terminal whose other end is outside the container",
+        "start it with `ckpt run -t` or `ckpt exec -t`, whose terminals live inside",
     ),
     Cause(
-        r"File (\S+) has bad mode",
-        "the file {0} changed its mode since the dump",
-        "restore with the files of the dump",
+        r"Can't lookup mount=\d+ for fd=(-?\d+) path=(\S+)",
+        "a process holds a file from outside the container: {1}, descriptor {0}",
+        "start it without inherited descriptors; `ckpt exec` and `ckpt run` pass none on",
     ),
     Cause(
-        r"Can't (?:open|fixup|link) (?:file )?(\S+).*No such file|(?:open|file) (\S+) .*No such file or directory",
-        "a file that a process had open is missing: {0}",
-        "a volume or layer differs from the one at the dump",
+        r"External socket (?:is used|found)|Can't dump half of stream unix connection"
+        r"|name-less external socket|Dangling connection|Unix socket \d+ (?:without|with unreachable) peer",
+        "a process is connected by a Unix socket to a process outside the container",
+        "close the connection before the dump; a volume with a socket of the host makes such",
     ),
     Cause(
-        r"Can't fork for (\d+): File exists|Pid (\d+) do not match|set_tid.*EEXIST",
+        r"Unable to dump a socket from an external network namespace",
+        "a process has a socket of another network namespace",
+        "make the socket inside the container",
+    ),
+    Cause(
+        r"Can't fork for (\d+): File exists|Pid (\d+) do not match|set_tid.*File exists"
+        r"|Can't set last_pid",
         "the process id {0} is in use",
-        "another process of that pid namespace has it",
+        "another process of that pid namespace has it: restore into a fresh container",
         True,
     ),
     Cause(
-        r"Can't bind inet socket.*Address already in use|bind.*Address already in use",
+        r"Can't bind inet socket.*Address already in use|[Bb]ind.*Address already in use",
         "an address or port of the container is in use at this host",
-        "stop what uses it, or give the container a network namespace of its own",
+        "stop what uses it, or give the container a network of its own (--network bridge)",
+        True,
     ),
     Cause(
-        r"Can't bind inet socket.*Cannot assign requested address",
+        r"(?:Can't bind inet socket|[Bb]ind|[Cc]onnect).*Cannot assign requested address",
         "an address of the container is not there at this host",
         "an established connection can only move together with its address (network l2 or bridge)",
     ),
     Cause(
-        r"[Cc]pu.*(?:feature|capabilit|instruction).*(?:missing|not supported|mismatch|differ)|CPU.*features.*not (?:match|present)",
+        r"CPU (?:instruction )?capabilities do not match|FPU feature required by image"
+        r"|CPU xfeatures has unsupported bits|CPU xsave (?:max )?size mismatch"
+        r"|CPU Feature \S+ (?:missing|not supported)",
         "this host's CPU lacks features that the dumped processes use",
-        "ckpt doctor shows the CPU's features; restore on an equal or newer CPU",
+        "restore on an equal or newer CPU; ckpt checkpoints inspect --json lists what it had",
     ),
     Cause(
-        r"vdso: Unexpected rt vDSO area bounds|vdso.*[Cc]an't (?:find|parse)",
+        r"vdso: Unexpected rt vDSO area bounds|Can't find (?:rt vDSO|vDSO/VVAR bounds)|kerndat_vdso\S+ failed",
         "this CRIU is too old for this kernel",
         "ckpt doctor --fix gets a newer CRIU",
     ),
     Cause(
         r"Can't get rlimit \d+: Operation not permitted",
-        "CRIU may not read the limits of a process with another user id (no CAP_SYS_RESOURCE here)",
-        "run the container in a user namespace (the default), or give this host CAP_SYS_RESOURCE",
+        "CRIU may not read the limits of a process of another user: this host lacks CAP_SYS_RESOURCE",
+        "run the container in a user namespace, which is the default, or give CAP_SYS_RESOURCE",
     ),
     Cause(
         r"One or more namespaces doesn't belong to the target user namespace",
@@ -105,7 +118,11 @@ CAUSES = (
         "join no outside namespaces in a container that is to be dumped",
     ),
     Cause(
-        r"session leader .* is outside of its pid namespace|leader .* is outside",
+        r"[Nn]ested (\S+) namespaces? (?:are|is) not supported",
+        "a process made a {0} namespace of its own inside the container, which CRIU cannot dump",
+    ),
+    Cause(
+        r"session leader .* is outside of its pid namespace|inheritance detected sid",
         "a process belongs to a session that was begun outside the container",
         "start it with `ckpt exec`, which gives it a session of its own",
     ),
@@ -115,7 +132,7 @@ CAUSES = (
         "sysctl -w fs.pipe-max-size=16777216",
     ),
     Cause(
-        r"(?:timed? ?out|Timeout).*(?:freez|seiz|collect)|Timeout reached",
+        r"Timeout reached|Unable to freeze cgroup|timed? ?out.*(?:freez|seiz|collect)",
         "the processes could not be stopped in time",
         "one may hang in the kernel (state D in ps); try again",
         True,
@@ -126,7 +143,7 @@ CAUSES = (
         "use transparent huge pages instead",
     ),
     Cause(
-        r"(\d+):? .*is (?:already )?(?:being )?(?:traced|ptraced)|ptrace.*[Oo]peration not permitted",
+        r"[Tt]raced by|[Uu]nseizable|[Uu]nable to (?:interrupt|seize) task|SEIZE \d+",
         "a process is being traced by a debugger",
         "end strace or gdb on it",
         True,
@@ -144,12 +161,35 @@ CAUSES = (
         True,
     ),
     Cause(
-        r"(?:Unsupported|Unknown|Can't dump).*(?:socket|sk).*(?:family|proto)",
-        "a process has a socket of a kind that CRIU cannot dump",
+        r"Unknown socket collected \(family (\d+)\)",
+        "a process has a socket that CRIU cannot dump (address family {0})",
+        "close it before the dump",
     ),
     Cause(
-        r"(?:soft-dirty|[Mm]em(?:ory)? ?[Tt]rack|dirty track)",
+        r"Unsupported type \((\d+)\) on socket",
+        "a process has a Unix socket of a type that CRIU cannot dump ({0})",
+        "close it before the dump",
+    ),
+    Cause(
+        r"In-flight connection|in-flight socket",
+        "a connection to a Unix socket was not accepted yet",
+        "try again",
+        True,
+    ),
+    Cause(
+        r"is a fuse mount but not external",
+        "a FUSE file system is mounted inside the container, which CRIU cannot dump",
+        "unmount it before the dump",
+    ),
+    Cause(
+        r"[Ss]oft-dirty|[Mm]em(?:ory)? ?[Tt]rack|[Dd]irty track",
         "this kernel does not track dirty pages",
+        "ckpt doctor lists what the kernel lacks",
+    ),
+    Cause(
+        r"Diag module missing|(?:syscall|UFFD|[Tt]ime namespaces?|cgroupns|CPUID faulting)\S* (?:is|are) not supported"
+        r"|[Kk]ernel (?:does ?n.t|lacks).*support|kernel commit \w+ is missing",
+        "this kernel lacks a feature that CRIU needs",
         "ckpt doctor lists what the kernel lacks",
     ),
 )
@@ -157,8 +197,12 @@ CAUSES = (
 # Errors that come in every run of a host without CAP_SYS_RESOURCE or nft tables, and mean nothing.
 _HARMLESS = re.compile(
     r"rlimit: Can't setup RLIMIT|iptables|ip6tables|nftables: .*not (?:found|available)"
+    r"|cgroupd: recv req error"
 )
-_ERROR = re.compile(r"\) (?:Error|\d+: Error)|^Error|BUG at")
+# `(00.012345) Error (criu/x.c:1): …`; with the pid of the task in between, padded, when a task says it.
+_ERROR = re.compile(r"\)\s+(?:\d+: )?Error|^Error|BUG at|^pie: \d+: Error")
+# What CRIU says on its way out, after whatever made it give up.
+_ECHO = re.compile(r"Restoring FAILED|Dumping FAILED|exited, status=|failed with -1")
 
 
 def translate(log: Path, *, doing: str, target: str, status: int | None = None) -> CriuFault:
@@ -181,6 +225,8 @@ def translate(log: Path, *, doing: str, target: str, status: int | None = None) 
                 break
         if why:
             break
+    # The cause is said first, unless an echo of it overtook it in the log.
+    errors.sort(key=lambda number: bool(_ECHO.search(lines[number])))
     if not why and errors:
         why = "CRIU gave up: " + lines[errors[0]].partition("Error ")[2]
     if not why:
@@ -191,6 +237,11 @@ def translate(log: Path, *, doing: str, target: str, status: int | None = None) 
     fault = CriuFault(doing=doing, target=target, why=why, hint=hint, retry=retry)
     if errors:
         start = max(0, errors[0] - 3)
-        fault.lines = tuple(lines[start : errors[0] + 4])
+        fault.lines = tuple(_plain(line) for line in lines[start : errors[0] + 4])
     fault.log = str(log)
     return fault
+
+
+def _plain(line: str) -> str:
+    """LINE without what a terminal would obey: paths in it are named by whoever is inside the container."""
+    return "".join(c if c.isprintable() else " " if c == "\t" else "?" for c in line)
