@@ -54,12 +54,16 @@ def sync_directory(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path, *, what: str, wait: float = 30.0, shared: bool = False) -> Iterator[None]:
+def locked(
+    path: Path, *, what: str, wait: float = 30.0, shared: bool = False, make: bool = True
+) -> Iterator[None]:
     """Hold an flock on PATH; it ends with the process, however that ends.
 
-    Raises Conflict when another process holds it for longer than WAIT seconds.
+    MAKE: its directory, if it is missing. Raises Conflict when another process holds it for longer than WAIT seconds;
+    FileNotFoundError without MAKE.
     """
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if make:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         operation = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB

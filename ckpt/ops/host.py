@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
 import time
+from collections.abc import Iterator
 from functools import cached_property
 
+from ckpt.ops import journal
 from images.store import Store
 from runtime import cgroups
 from runtime.container import record
 from runtime.container.record import Container
 from runtime.criu import binary
+from runtime.errors import NotFound
 from runtime.files import locked
 from runtime.layers import LayerStore
 from runtime.paths import HostPaths
@@ -84,6 +88,23 @@ class Host:
         return [sys.executable, "-m", "ckpt", "--root", str(self.paths.root), *words]
 
 
-def lock_container(container: Container):  # type: ignore[no-untyped-def]
-    """Held by whatever changes a container's life: one at a time."""
-    return locked(container.paths.lock, what=f"container {container.record.name}")
+@contextlib.contextmanager
+def lock_container(
+    container: Container, *, wait: float = 30.0, settled: bool = True
+) -> Iterator[None]:
+    """Held by whatever changes a container's life: one at a time.
+
+    SETTLED: refuse while a migration has the only say, as its journal tells. Raises Conflict; NotFound when the
+    container was removed meanwhile (its directory must not come back through the lock).
+    """
+    name = container.record.name
+    with contextlib.ExitStack() as held:
+        with contextlib.suppress(FileNotFoundError):
+            held.enter_context(
+                locked(container.paths.lock, what=f"container {name}", wait=wait, make=False)
+            )
+        if not container.paths.record.exists():
+            raise NotFound(doing="locking", target=f"container {name}", why="it is gone")
+        if settled:
+            journal.require_settled(container.host.journals, container.record.id, name)
+        yield

@@ -1,4 +1,8 @@
-"""A migration's journal: one small file a migration and host, on disk before the step that it announces."""
+"""A migration's journal: one small file a migration and host, on disk before the step that it announces.
+
+Who holds the lock beside it acts for that migration on that host; the lock ends with its holder. What a journal says
+binds every other command, too: see require_settled.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from runtime.errors import BadInput, Conflict, NotFound
 from runtime.files import publish_json, read_json
 from transport.protocol import State
 
+_GONE = frozenset((State.COMMITTED, State.RUNNING, State.CLEANED))
 _ID = re.compile(r"[a-z0-9][a-z0-9-]{7,63}")
 
 
@@ -61,13 +66,21 @@ class Journal:
         """Take over what another process began. Raises NotFound, Conflict."""
         path = directory / f"{identity}.{role}.json"
         try:
-            return cls(directory, Entry(**read_json(path)))
+            journal = cls(directory, Entry(**read_json(path)))
         except FileNotFoundError:
-            raise NotFound(
-                doing="looking for",
-                target=f"migration {identity}",
-                why="this host has no journal of it",
-            ) from None
+            raise _unknown(identity) from None
+        try:
+            # Again, under the lock: its last holder may have written, or forgotten it, meanwhile.
+            journal.reread()
+        except FileNotFoundError:
+            journal.forget()
+            raise _unknown(identity) from None
+        return journal
+
+    def reread(self) -> State:
+        """What is on disk, after a write that failed somewhere."""
+        self.entry = Entry(**read_json(self._path))
+        return State(self.entry.state)
 
     def __enter__(self) -> Journal:
         return self
@@ -93,6 +106,12 @@ class Journal:
         self.close()
 
 
+def _unknown(identity: str) -> NotFound:
+    return NotFound(
+        doing="looking for", target=f"migration {identity}", why="this host has no journal of it"
+    )
+
+
 def entries(directory: Path) -> list[Entry]:
     """Every migration that this host knows of, oldest first."""
     if not directory.is_dir():
@@ -104,3 +123,40 @@ def entries(directory: Path) -> list[Entry]:
         except FileNotFoundError:
             continue
     return sorted(found, key=lambda entry: entry.changed_ns)
+
+
+def of_container(directory: Path, container: str) -> list[Entry]:
+    """The migrations of one container, by its id."""
+    return [entry for entry in entries(directory) if entry.container == container]
+
+
+def decided(entry: Entry) -> bool:
+    """Whether the container runs, or is to run, at the other host: here its processes never run again."""
+    return entry.role == "source" and State(entry.state) in _GONE
+
+
+def require_settled(directory: Path, container: str, name: str) -> None:
+    """Raise Conflict when only the migration itself may touch the container.
+
+    At the source: it was decided that the container lives on elsewhere; started here again there would be two.
+    At the destination: it is prepared, perhaps the only copy that there is.
+    """
+    for entry in of_container(directory, container):
+        state = State(entry.state)
+        if decided(entry):
+            why, hint = f"it has moved to {entry.peer}", "ckpt recover finishes that"
+        elif entry.role == "destination" and state is State.PREPARED:
+            why = f"it is arriving from {entry.peer} and waits for that host's word"
+            hint = (
+                "ckpt recover there; here --assume committed|aborted, if that host is gone for good"
+            )
+        elif entry.role == "destination" and state is State.COMMITTED:
+            why, hint = f"it has arrived from {entry.peer} but not begun to run", "ckpt recover"
+        else:
+            continue
+        raise Conflict(
+            doing="working on",
+            target=f"container {name}",
+            why=f"{why} (migration {entry.id})",
+            hint=hint,
+        )

@@ -1,0 +1,83 @@
+"""What a migration did, or would do: for people, for machines, and for the tests that hold it against clocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ckpt.ops.preflight import Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What preflight expects. `basis` says from which figures."""
+
+    bytes_memory: int
+    bytes_files: int
+    bytes_layers: int
+    rate: float
+    """Bytes per second of the lane."""
+    downtime_s: float
+    total_s: float
+    basis: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "bytes": {
+                "images": self.bytes_memory,
+                "files": self.bytes_files,
+                "layers": self.bytes_layers,
+            },
+            "rate": round(self.rate),
+            "downtime_ms": round(self.downtime_s * 1e3),
+            "total_ms": round(self.total_s * 1e3),
+            "basis": self.basis,
+        }
+
+
+@dataclass(slots=True)
+class Report:
+    """Times in nanoseconds, of the source's clock."""
+
+    id: str
+    name: str
+    target: str
+    mode: str
+    state: str = ""
+    lane: str = ""
+    findings: list[Finding] = field(default_factory=list)
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    """What preflight looked at: {"what", "here", "there", "ok"}."""
+    forecast: Forecast | None = None
+    downtime_ns: int = 0
+    clock_error_ns: int = 0
+    """Half the round trip in which the clocks were compared: how far the downtime may be off."""
+    total_ns: int = 0
+    bytes_total: int = 0
+    bytes_files: int = 0
+    bytes_layers: int = 0
+    bytes_images: int = 0
+    phases: dict[str, int] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "name": self.name,
+            "target": self.target,
+            "mode": self.mode,
+            "state": self.state,
+            "lane": self.lane,
+            "findings": self.findings,
+            "checks": self.checks,
+            "forecast": self.forecast.to_dict() if self.forecast else None,
+            "downtime_ms": round(self.downtime_ns / 1e6, 1),
+            "clock_error_ms": round(self.clock_error_ns / 1e6, 3),
+            "total_ms": round(self.total_ns / 1e6, 1),
+            "bytes": {
+                "total": self.bytes_total,
+                "images": self.bytes_images,
+                "files": self.bytes_files,
+                "layers": self.bytes_layers,
+            },
+            "phases_ms": {name: round(ns / 1e6, 1) for name, ns in self.phases.items()},
+        }
