@@ -21,9 +21,10 @@ PACKET = 1 << 18
 class Control:
     """One connection to a monitor. Close it, or use it as a context manager."""
 
-    def __init__(self, sock: socket.socket, name: str) -> None:
+    def __init__(self, sock: socket.socket, name: str, errors: Path | None = None) -> None:
         self.sock = sock
         self._name = name
+        self._errors = errors  # what the monitor wrote when it came to a bad end
 
     @classmethod
     def connect(cls, paths: ContainerPaths, name: str) -> Control:
@@ -74,9 +75,18 @@ class Control:
         except ConnectionResetError:
             data = b""
         if not data:
-            raise SystemFault(doing="waiting for the monitor of", target=self._name, why="it ended")
+            raise SystemFault(
+                doing="waiting for the monitor of", target=self._name, why=self._why_ended()
+            )
         message: dict[str, Any] = json.loads(data)
         return message
+
+    def _why_ended(self) -> str:
+        try:
+            said = self._errors.read_text(errors="replace").strip() if self._errors else ""
+        except OSError:
+            said = ""
+        return f"it ended: {said.splitlines()[-1][:300]}" if said else "it ended"
 
     def call(self, op: str, *, timeout: float = 30.0, **values: Any) -> dict[str, Any]:
         """Ask, and return the answer. An error of the monitor becomes WrongState."""
@@ -106,7 +116,8 @@ def spawn_monitor(paths: ContainerPaths, plan: dict[str, Any], name: str) -> Con
     paths.run.mkdir(mode=0o711, parents=True, exist_ok=True)
     publish_json(paths.plan, plan)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with open(paths.home / "monitor.err", "ab") as errors:
+    log = paths.home / "monitor.err"
+    with log.open("wb") as errors:
         # Not to be waited for: it makes itself nobody's child at once.
         done = subprocess.run(
             [sys.executable, "-I", "-S", str(MONITOR), str(paths.plan), str(theirs.fileno())],
@@ -120,7 +131,7 @@ def spawn_monitor(paths: ContainerPaths, plan: dict[str, Any], name: str) -> Con
     if done.returncode:
         ours.close()
         raise SystemFault(doing="starting the monitor of", target=name, why="fork failed")
-    return Control(ours, name)
+    return Control(ours, name, log)
 
 
 def require_monitor_program() -> None:

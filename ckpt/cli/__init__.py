@@ -8,13 +8,27 @@ import sys
 import click
 
 from ckpt import __version__
-from ckpt.cli import checkpoints, containers, doctor, internal, jobs, migration
 from ckpt.cli.edge import conclude
+from ckpt.cli.lazy import LazyGroup
 from ckpt.ops import interrupt
 from ckpt.ops.host import Host
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(LazyGroup):
+    commands_in = {
+        "ckpt.cli.running": ("run", "create", "spec"),
+        "ckpt.cli.containers": ("start", "stop", "kill", "rm", "inspect", "wait", "rename"),
+        "ckpt.cli.looking": ("ps", "logs"),
+        "ckpt.cli.limits": ("update", "stats"),
+        "ckpt.cli.jobs": ("exec", "attach", "jobs"),
+        "ckpt.cli.checkpoints": ("dump", "restore", "checkpoints"),
+        "ckpt.cli.migration": ("migrate", "agent", "recover"),
+        "ckpt.cli.doctor": ("doctor",),
+        "ckpt.cli.internal": ("internal",),
+    }
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="ckpt")
 @click.option(
     "--root",
@@ -37,11 +51,6 @@ def cli(context: click.Context, root: str | None, verbose: int) -> None:
     if verbose < 3:
         logging.getLogger("paramiko").setLevel(logging.CRITICAL)
     context.obj = Host.here(root)
-
-
-for module in (containers, jobs, checkpoints, migration, doctor, internal):
-    for command in module.COMMANDS:
-        cli.add_command(command)
 
 
 def main() -> None:

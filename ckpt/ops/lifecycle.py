@@ -9,13 +9,11 @@ from typing import Any
 
 from ckpt.ops.bringup import bring_up, network_of, tear_down
 from ckpt.ops.host import Host, lock_container
-from runtime.container.record import Container, check_free, check_name
+from runtime.container.record import LIVE, Container, check_free, check_name
 from runtime.control import Control
 from runtime.errors import BadInput, NotFound, SystemFault, TimedOut, WrongState
 from runtime.files import discard
 from runtime.network import host as network
-
-LIVE = ("created", "running", "restoring")
 
 
 def build(host: Host, container: Container) -> None:

@@ -19,6 +19,8 @@ from runtime.paths import ContainerPaths, HostPaths
 
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,62}")
 FORMAT = 1
+LIVE = ("created", "running", "restoring")
+"""States in which a container has processes."""
 
 
 def check_name(name: str, what: str = "container name") -> str:
