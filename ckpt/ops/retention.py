@@ -59,7 +59,9 @@ def choose(listings: Sequence[Listing], policy: Policy, now_ns: int) -> list[Lis
     seen: Counter[str] = Counter()
     chosen = []
     known = [(entry.manifest, entry) for entry in listings if entry.manifest is not None]
-    for manifest, entry in sorted(known, key=lambda pair: pair[0].created, reverse=True):
+    for manifest, entry in sorted(
+        known, key=lambda pair: (pair[0].created, pair[1].name), reverse=True
+    ):
         owner = manifest.container_name
         if policy.container is not None and owner != policy.container:
             continue
