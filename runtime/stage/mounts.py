@@ -133,6 +133,13 @@ def _external(external: dict[str, Any], target: str, userns: int | None) -> None
         os.chown(target, external["uid"], external["gid"])
         os.chmod(target, external["mode"])
         return
+    if external["kind"] == "empty":
+        for path in (target, *(os.path.join(target, name) for name in external["names"])):
+            os.mkdir(path)
+            os.chmod(path, 0o755)
+        # Read-only whoever is root in the container; what is mounted on NAMES keeps its own flags.
+        _attach(target, target, sc.MS_RDONLY, None, recursive=False)
+        return
     source = external["source"]
     if stat.S_ISDIR(os.stat(source).st_mode):
         os.mkdir(target)
