@@ -94,13 +94,20 @@ class Demo:
         address = self.start_server(here)
         traffic = self.start_traffic(address)
         self.watch(lambda: False, here, seconds=self.pause)
-        for number in range(1, self.moves + 1):
-            self.move(number, here, there)
-            here, there = there, here
-            self.watch(lambda: False, here, seconds=self.pause)
+        failure = None
+        try:
+            for number in range(1, self.moves + 1):
+                self.move(number, here, there)
+                here, there = there, here
+                self.watch(lambda: False, here, seconds=self.pause)
+        except MoveFailed as error:
+            # What was promised for that case is looked at all the same.
+            failure = error
         traffic.finish()
         self.screen.live(f"reading all {self.keys:,} keys back", now=True)
         self.watch(lambda: traffic.result is not None)
+        if failure is not None:
+            raise failure
 
     def start_server(self, host: Host) -> str:
         tree = rootfs.redis(self.lab.directory / "redis")
@@ -139,7 +146,7 @@ class Demo:
         self.watch(lambda: mover.poll() is not None, here, there)
         said, error = mover.communicate()
         if mover.returncode:
-            raise MoveFailed(f"move {number}, {here.name} to {there.name}: {error.strip()}")
+            raise MoveFailed(f"move {number}, {here.name} to {there.name}: {_said(error)}")
         # The silence may outlast the command: wait for the reply that ends it.
         ended = time.monotonic()
         self.watch(lambda: self._replied_since(ended), there)
@@ -220,6 +227,15 @@ class Demo:
                 self.mover.communicate(timeout=20)
             except subprocess.TimeoutExpired:
                 self.mover.kill()
+
+
+def _said(error: str) -> str:
+    """What ckpt wrote to stderr with --json, as one line."""
+    try:
+        fault = json.loads(error)
+        return f"{fault['doing']} {fault['target']}: {fault['why']}"
+    except (ValueError, KeyError, TypeError):
+        return error.strip()
 
 
 def _version(host: Host) -> str:
