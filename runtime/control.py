@@ -10,12 +10,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import NotFound, SystemFault, TimedOut, WrongState
+from runtime.errors import (
+    CommandNotFound,
+    NotExecutable,
+    NotFound,
+    SystemFault,
+    TimedOut,
+    WrongState,
+)
 from runtime.files import publish_json
 from runtime.paths import ContainerPaths
 
 MONITOR = Path(__file__).parent / "monitor" / "__main__.py"
 PACKET = 1 << 18
+# As a shell has it: what the command's exit status would be.
+_KINDS = {126: NotExecutable, 127: CommandNotFound}
 
 
 class Control:
@@ -89,16 +98,15 @@ class Control:
         return f"it ended: {said.splitlines()[-1][:300]}" if said else "it ended"
 
     def call(self, op: str, *, timeout: float = 30.0, **values: Any) -> dict[str, Any]:
-        """Ask, and return the answer. An error of the monitor becomes WrongState."""
+        """Ask, and return the answer. An error of the monitor becomes WrongState or NotExecutable."""
         self.send(op=op, **values)
         return self.expect(timeout, doing=op)
 
     def expect(self, timeout: float | None, *, doing: str) -> dict[str, Any]:
         answer = self.receive(timeout)
         if "error" in answer:
-            fault = WrongState(doing=doing, target=self._name, why=answer["error"])
-            fault.code = answer.get("code")  # type: ignore[attr-defined]
-            raise fault
+            kind = _KINDS.get(answer.get("code"), WrongState)
+            raise kind(doing=doing, target=self._name, why=answer["error"])
         return answer
 
 

@@ -7,6 +7,8 @@ RuntimeFault
  +-- Unsupported    right in itself, but this host, kernel or CRIU can't do it: another host may
  +-- NotPermitted   the kernel refused for want of a privilege
  +-- WrongState     the transition isn't possible from the state that the thing is in
+ |    +-- NotExecutable     the container is there, but its command cannot be executed
+ |         +-- CommandNotFound   ... because there is no such file
  +-- TimedOut       it took longer than allowed; the state was put back, or the text says it wasn't
  +-- SystemFault    a system call or a program failed for another reason
 
@@ -71,6 +73,14 @@ class NotPermitted(RuntimeFault):
 
 class WrongState(RuntimeFault):
     """The transition isn't possible from the present state."""
+
+
+class NotExecutable(WrongState):
+    """A command in a container cannot be executed; shells call that 126."""
+
+
+class CommandNotFound(NotExecutable):
+    """There is no such command in the container; shells call that 127."""
 
 
 class TimedOut(RuntimeFault):

@@ -54,6 +54,8 @@ CODES: tuple[tuple[type[Exception], int], ...] = (
     (runtime.BadInput, 3),
     (runtime.NotFound, 10),
     (runtime.Conflict, 11),
+    (runtime.CommandNotFound, 127),
+    (runtime.NotExecutable, 126),
     (runtime.WrongState, 12),
     (runtime.Unsupported, 13),
     (runtime.TimedOut, 14),

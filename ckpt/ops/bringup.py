@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from ckpt.ops import hooks
 from ckpt.ops.host import Host
 from runtime import cgroups, launch
 from runtime.container.record import Container
@@ -47,8 +48,9 @@ class Surroundings:
         return launch.network_sysctls(self.container.record.spec)
 
     def plug(self, pid: int) -> None:
-        """Put the prepared network into the network namespace of PID."""
+        """Put the prepared network into the network namespace of PID, for the hooks that may add to it."""
         network.plug(self.prepared, pid, self.sysctls)
+        hooks.run(self.container, ("prestart", "createRuntime"), status="creating", pid=pid)
 
     def attach(self) -> None:
         """From now on the container can be reached."""
@@ -68,6 +70,7 @@ def bring_up(
         undo.callback(tear_down, host, container)
         if restore is None:
             reset_run_state(container)
+        hooks.due(container)
         around.cgroup = cgroups.create(host.layout, host.cgroup_parent, container.record.id)
         if limits:
             around.cgroup.apply(resources_of(container))
@@ -109,6 +112,7 @@ def tear_down(host: Host, container: Container) -> None:
             cgroup.kill()
             cgroup.remove()
     discard(container.paths.run)
+    hooks.stopped(container)
 
 
 def kill_monitor(container: Container) -> None:

@@ -21,24 +21,32 @@ def run(hooks: list[dict[str, Any]], state: dict[str, Any]) -> None:
 
 def _run(hook: dict[str, Any], state: bytes) -> None:
     read, write = os.pipe()
+    said = os.memfd_create("hook")  # not a pipe: one that fills up would stop the hook
+    null = os.open("/dev/null", os.O_WRONLY | os.O_CLOEXEC)
     pid = os.fork()
     if pid == 0:
         try:
-            os.dup2(read, 0)
+            for number, fd in enumerate((read, null, said)):
+                os.dup2(fd, number)
             os.closerange(3, 1024)
             env = dict(entry.split("=", 1) for entry in hook.get("env", []))
             os.execve(hook["path"], hook.get("args") or [hook["path"]], env)
         finally:
             os._exit(127)
     os.close(read)
+    os.close(null)
     with contextlib.suppress(BrokenPipeError):
         os.write(write, state)
     os.close(write)
     status = _wait(pid, hook.get("timeout"))
+    with open(said, "rb") as file:
+        file.seek(0)
+        lines = file.read(1 << 16).decode(errors="replace").strip().splitlines()
     if status is None:
         raise ChildProcessError(f"hook {hook['path']} did not end in {hook['timeout']} s")
     if status:
-        raise ChildProcessError(f"hook {hook['path']} failed with status {status}")
+        last = f": {lines[-1][:300]}" if lines else ""
+        raise ChildProcessError(f"hook {hook['path']} failed with status {status}{last}")
 
 
 def _wait(pid: int, timeout: float | None) -> int | None:

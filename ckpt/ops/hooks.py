@@ -1,0 +1,59 @@
+"""OCI hooks that run in the host's namespaces (runtime-spec, runtime.md "Lifecycle"); stage/hooks.py runs the others.
+
+prestart and createRuntime run when the container's namespaces are there and its network is plugged in, poststart when
+its command runs, poststop when it has ended and what it held is freed. A life of a container runs its poststop hooks
+once, whoever tears it down, also after a crash: a file says that they are due, and who removes it runs them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from runtime import launch
+from runtime.container.record import Container
+from runtime.errors import SystemFault
+from runtime.spec import Spec
+from runtime.stage import hooks
+
+log = logging.getLogger(__name__)
+
+POSTSTOP = "poststop"
+
+
+def run(container: Container, kinds: Sequence[str], *, status: str, pid: int) -> None:
+    """Run the hooks of KINDS. Raises SystemFault for the first that fails: the container must not come to be."""
+    mine = Spec(container.record.spec).hooks
+    for kind in kinds:
+        try:
+            hooks.run(mine[kind], launch.oci_state(container, status, pid))
+        except ChildProcessError as error:
+            raise SystemFault(
+                doing=f"running the {kind} hooks of",
+                target=f"container {container.record.name}",
+                why=str(error),
+            ) from None
+
+
+def run_after(container: Container, kind: str, *, status: str, pid: int = 0) -> None:
+    """Run each hook of a kind whose failure changes nothing any more: it is logged, and the next one runs."""
+    for hook in Spec(container.record.spec).hooks[kind]:
+        try:
+            hooks.run([hook], launch.oci_state(container, status, pid))
+        except ChildProcessError as error:
+            log.warning("%s of container %s: %s", kind, container.record.name, error)
+
+
+def due(container: Container) -> None:
+    """This life of the container has begun, so its end will run the poststop hooks."""
+    if Spec(container.record.spec).hooks[POSTSTOP]:
+        (container.paths.home / POSTSTOP).touch()
+
+
+def stopped(container: Container) -> None:
+    """Run the poststop hooks if they are due."""
+    try:
+        (container.paths.home / POSTSTOP).unlink()
+    except FileNotFoundError:
+        return
+    run_after(container, POSTSTOP, status="stopped")
