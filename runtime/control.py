@@ -24,7 +24,7 @@ from runtime.paths import ContainerPaths
 MONITOR = Path(__file__).parent / "monitor" / "__main__.py"
 PACKET = 1 << 18
 # As a shell has it: what the command's exit status would be.
-_KINDS = {126: NotExecutable, 127: CommandNotFound}
+_KINDS: dict[int, type[WrongState]] = {126: NotExecutable, 127: CommandNotFound}
 
 
 class Control:
@@ -105,7 +105,7 @@ class Control:
     def expect(self, timeout: float | None, *, doing: str) -> dict[str, Any]:
         answer = self.receive(timeout)
         if "error" in answer:
-            kind = _KINDS.get(answer.get("code"), WrongState)
+            kind = _KINDS.get(answer.get("code", 0), WrongState)
             raise kind(doing=doing, target=self._name, why=answer["error"])
         return answer
 

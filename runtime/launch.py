@@ -35,6 +35,7 @@ def build(
     layers: list[str],
     cgroup: cgroups.Cgroup,
     ended: list[str],
+    abandoned: list[str],
     environment: dict[str, str],
     restore: dict[str, Any] | None,
 ) -> dict[str, Any]:
@@ -74,6 +75,7 @@ def build(
         "oom_files": _oom_files(cgroup),
         "oom_before": cgroup.oom_kills(),
         "ended": ended,
+        "abandoned": abandoned,
         "environment": environment,
     }
     if restore is not None:

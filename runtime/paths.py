@@ -80,6 +80,11 @@ class HostPaths:
         return self.root / "layers"
 
     @property
+    def volumes(self) -> Path:
+        """Named volumes, with the owners that containers see."""
+        return self.root / "volumes"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import secrets
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ckpt.ops import create as creating
 from ckpt.ops import lifecycle
+from ckpt.ops.host import Host
+from ckpt.ops.volumes import with_source
 from runtime.cgroups.parse import (
     parse_cpus,
     parse_cpuset,
@@ -94,9 +98,14 @@ RUN = [
 ]
 
 
-def options(options: list[Any]) -> Any:
-    def decorate(function: Any) -> Any:
-        for option in reversed(options):
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def options(several: Sequence[Decorator]) -> Decorator:
+    """Several click options as one decorator."""
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        for option in reversed(several):
             function = option(function)
         return function
 
@@ -173,7 +182,17 @@ def limits_of(flags: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def wish_of(flags: dict[str, Any], rootfs: str, args: tuple[str, ...]) -> creating.Wish:
+# What is not of the spec, or can be said besides.
+_BUNDLE_TOO = frozenset({"name", "network", "publish", "dns", "restart", "interactive", "rm"})
+
+
+def _given(flags: dict[str, Any]) -> set[str]:
+    """The flags that are on the command line."""
+    source = click.get_current_context().get_parameter_source
+    return {name for name in flags if source(name) is ParameterSource.COMMANDLINE}
+
+
+def wish_of(host: Host, flags: dict[str, Any], rootfs: str, args: tuple[str, ...]) -> creating.Wish:
     """What the flags of run and create mean."""
     name = flags["name"] or f"c-{secrets.token_hex(4)}"
     network = parse_network(flags["network"])
@@ -182,15 +201,24 @@ def wish_of(flags: dict[str, Any], rootfs: str, args: tuple[str, ...]) -> creati
         ports=network.ports + ports, dns_servers=network.dns_servers + tuple(flags["dns"])
     )
     path = Path(rootfs).absolute()
-    restart = lifecycle.parse_restart(flags["restart"])
-    common = {
-        "stdin": flags["interactive"],
-        "remove": flags.get("rm", False),
-        "restart": restart,
-    }
     if (path / "config.json").is_file():
-        wish = creating.wish_from_bundle(path, name, network)
-        return creating.with_settings(wish, args, **common)
+        given = _given(flags)
+        refused = sorted(given - _BUNDLE_TOO)
+        if refused:
+            raise BadInput(
+                doing="reading",
+                target="--" + refused[0].replace("_", "-"),
+                why=f"with a bundle its {path / 'config.json'} says this",
+            )
+        return creating.wish_from_bundle(
+            path,
+            name,
+            args,
+            network=network if given & {"network", "publish", "dns"} else None,
+            restart=lifecycle.parse_restart(flags["restart"]) if "restart" in given else None,
+            stdin=flags["interactive"],
+            remove=flags.get("rm", False),
+        )
     if not args:
         raise BadInput(
             doing="reading",
@@ -207,14 +235,14 @@ def wish_of(flags: dict[str, Any], rootfs: str, args: tuple[str, ...]) -> creati
             user=flags["user"],
             hostname=flags["hostname"] or name,
             tmpfs=flags["tmpfs"],
-            volumes=flags["volume"],
+            volumes=tuple(with_source(text, host.paths) for text in flags["volume"]),
             tty=flags["tty"],
             read_only=flags["read_only"],
             cap_add=flags["cap_add"],
             cap_drop=flags["cap_drop"],
             sysctl=_pairs(flags["sysctl"], "sysctl"),
             rlimits=flags["ulimit"],
-            network={"kind": network.kind},
+            network=network.to_dict(),
             restart=flags["restart"],
             user_namespace=flags["userns"] == "auto",
             seccomp=_seccomp(flags["security_opt"]),
@@ -228,5 +256,7 @@ def wish_of(flags: dict[str, Any], rootfs: str, args: tuple[str, ...]) -> creati
         rootfs=path,
         network=network,
         user_namespace=flags["userns"] == "auto",
-        **common,
+        stdin=flags["interactive"],
+        remove=flags.get("rm", False),
+        restart=lifecycle.parse_restart(flags["restart"]),
     )

@@ -30,7 +30,7 @@ def run(host: Host, rootfs: str, args: tuple[str, ...], detach: bool, **flags: A
     ckpt run --rm -it ./debian -- bash
     ckpt run -d --name db --memory 1g -p 5432:5432 ./pg.tar.zst -- postgres -D /data
     """
-    wish = wish_of(flags, rootfs, args)
+    wish = wish_of(host, flags, rootfs, args)
     if detach:
         container = creating.run(host, wish)
         click.echo(container.record.name)
@@ -63,7 +63,7 @@ def create(host: Host, rootfs: str, args: tuple[str, ...], **flags: Any) -> None
     ckpt create --name web ./rootfs -- nginx -g 'daemon off;'
     ckpt start web
     """
-    click.echo(creating.create(host, wish_of(flags, rootfs, args)).record.name)
+    click.echo(creating.create(host, wish_of(host, flags, rootfs, args)).record.name)
 
 
 @command("spec")
@@ -72,7 +72,7 @@ def create(host: Host, rootfs: str, args: tuple[str, ...], **flags: Any) -> None
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def spec(host: Host, rootfs: str, args: tuple[str, ...], **flags: Any) -> None:
     """Print the OCI spec that these flags produce."""
-    click.echo(json.dumps(wish_of(flags, rootfs, args).spec, indent=2))
+    click.echo(json.dumps(wish_of(host, flags, rootfs, args).spec, indent=2))
 
 
 COMMANDS = [run, create, spec]

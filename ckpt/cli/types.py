@@ -12,12 +12,12 @@ from ckpt.cli.edge import guarded
 from ckpt.ops.host import Host
 from runtime.errors import RuntimeFault
 
-pass_host = click.make_pass_decorator(Host)
+pass_host: Callable[[Callable[..., Any]], Callable[..., Any]] = click.make_pass_decorator(Host)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON value, for machines.")
 
 
-class ContainerName(click.ParamType):
+class ContainerName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """A name or the beginning of an id; completed from those that are there."""
 
     name = "name"
@@ -33,7 +33,7 @@ class ContainerName(click.ParamType):
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
-class CheckpointName(click.ParamType):
+class CheckpointName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
     """A checkpoint of the store."""
 
     name = "checkpoint"

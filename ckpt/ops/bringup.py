@@ -82,6 +82,7 @@ def bring_up(
             layers=[host.layers.path(digest) for digest in container.record.layers],
             cgroup=around.cgroup,
             ended=host.command("internal", "ended", container.record.id),
+            abandoned=host.command("internal", "abandoned", container.record.id),
             environment=_environment(),
             restore=restore,
         )
@@ -92,9 +93,11 @@ def bring_up(
 
 
 def reset_run_state(container: Container) -> None:
-    """What a former life left: mount points of a monitor that is gone, sockets, the last exit status."""
+    """What a former life left: mount points of a monitor that is gone, sockets.
+
+    Not its status: until the new monitor says something, the container is as it was, should we be killed now.
+    """
     discard(container.paths.run)
-    container.paths.status.unlink(missing_ok=True)
     # overlayfs wants an empty work directory.
     discard(container.paths.rw / "work")
     (container.paths.rw / "work").mkdir(parents=True, exist_ok=True)
@@ -121,11 +124,13 @@ def kill_monitor(container: Container) -> None:
     if status.state in ("stopped", "lost", "creating") and not status.values:
         return
     if status.state in ("created", "running", "restoring", "creating"):
-        with contextlib.suppress(RuntimeFault, OSError):
-            with Control.connect(container.paths, container.record.name) as control:
-                control.call("kill", signal=int(signal.SIGKILL), timeout=5)
-                control.send(op="wait")
-                control.receive(10)
+        with (
+            contextlib.suppress(RuntimeFault, OSError),
+            Control.connect(container.paths, container.record.name) as control,
+        ):
+            control.call("kill", signal=int(signal.SIGKILL), timeout=5)
+            control.send(op="wait")
+            control.receive(10)
 
 
 def _environment() -> dict[str, str]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import stat
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ckpt.ops import fitness, volumes
 from ckpt.ops.bringup import tear_down
 from ckpt.ops.host import Host, lock_container
-from ckpt.ops.lifecycle import build, start
+from ckpt.ops.lifecycle import build, parse_restart, start
 from runtime import cgroups
 from runtime.container import idrange
 from runtime.container.record import Container, Record, check_free, check_name, new_id
-from runtime.errors import NotFound
+from runtime.errors import BadInput, NotFound
 from runtime.files import discard
 from runtime.init.build import init_program
 from runtime.network import dns
@@ -24,6 +26,7 @@ from runtime.network import host as network
 from runtime.network import plan as addresses
 from runtime.network.config import NetworkConfig
 from runtime.spec import first_problem, load_bundle
+from runtime.spec.flags import NETWORK, RESTART
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +70,15 @@ def create(host: Host, wish: Wish) -> Container:
     fault = first_problem(wish.spec, f"of container {wish.name}")
     if fault is not None:
         raise fault
+    fitness.check(wish.spec, user_namespace=wish.user_namespace, volumes=host.paths.volumes)
     resources = cgroups.Resources.from_oci(wish.spec.get("linux", {}).get("resources"))
     cgroups.require(host.layout, resources)
     with host.layers.pinned():
         layers = [init_layer(host), import_rootfs(host, wish.rootfs)]
+        base = Path(host.layers.path(layers[-1]))
+        if wish.user_namespace:
+            fitness.check_owners(wish.spec, base)
+        volumes.make_missing(host.paths, wish.spec, base)
         with contextlib.ExitStack() as undo:
             container = reserve(host, wish, layers)
             undo.callback(forget, host, container)
@@ -153,24 +161,54 @@ def forget(host: Host, container: Container) -> None:
     discard(container.paths.home)
 
 
-def wish_from_bundle(bundle: Path, name: str, network: NetworkConfig) -> Wish:
-    """An OCI bundle as it is: config.json and the root that it names."""
+def wish_from_bundle(
+    bundle: Path,
+    name: str,
+    args: tuple[str, ...] = (),
+    *,
+    network: NetworkConfig | None = None,
+    restart: dict[str, Any] | None = None,
+    stdin: bool = False,
+    remove: bool = False,
+) -> Wish:
+    """An OCI bundle as it is: config.json and the root that it names. ARGS replace its command, if there are some.
+
+    NETWORK and RESTART not given: as its annotations say, which `ckpt spec` writes; else a bridge for a network
+    namespace, and no restart.
+    """
     spec = load_bundle(str(bundle))
-    user_namespace = spec.namespace("user") is not None
+    raw = spec.raw
+    if args:
+        raw["process"]["args"] = list(args)
+    own_network = spec.namespace("network") is not None
+    if network is None:
+        said = spec.annotations.get(NETWORK)
+        network = (
+            _network(said, bundle) if said else NetworkConfig("bridge" if own_network else "host")
+        )
+    if (network.kind != "host") != own_network:
+        raise BadInput(
+            doing="reading the spec's",
+            target="linux.namespaces",
+            why=f"{'there is a' if own_network else 'there is no'} network namespace, "
+            f"which doesn't go with network {network.kind}",
+        )
     return Wish(
         name=name,
-        spec=spec.data,
+        spec=raw,
         rootfs=Path(spec.root_path),
         network=network,
-        user_namespace=user_namespace,
+        user_namespace=spec.namespace("user") is not None,
+        stdin=stdin,
+        remove=remove,
+        restart=restart or parse_restart(spec.annotations.get(RESTART, "no")),
     )
 
 
-def with_settings(
-    wish: Wish, args: tuple[str, ...], *, stdin: bool, remove: bool, restart: dict[str, Any]
-) -> Wish:
-    """A bundle's wish with what the command line says besides; ARGS replace the bundle's, if there are some."""
-    spec = dict(wish.spec)
-    if args:
-        spec["process"] = {**spec["process"], "args": list(args)}
-    return replace(wish, spec=spec, stdin=stdin, remove=remove, restart=restart)
+def _network(text: str, bundle: Path) -> NetworkConfig:
+    try:
+        return NetworkConfig.from_dict(json.loads(text))
+    except ValueError as error:
+        raise BadInput(
+            doing="reading the annotation", target=f"{NETWORK} of {bundle}", why=str(error)
+        ) from None

@@ -65,7 +65,7 @@ class Host:
     def containers(self) -> list[Container]:
         return record.all_containers(self.paths)
 
-    def lock(self):  # type: ignore[no-untyped-def]
+    def lock(self) -> contextlib.AbstractContextManager[None]:
         """Held while names, id ranges and addresses are given out."""
         return locked(self.paths.host_lock, what="this host's containers")
 

@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import time
 from typing import Any
 
+from ckpt.ops import hooks
 from ckpt.ops.bringup import bring_up, network_of, tear_down
 from ckpt.ops.host import Host, lock_container
 from runtime.container.record import LIVE, Container, check_free, check_name
 from runtime.control import Control
-from runtime.errors import BadInput, NotFound, SystemFault, TimedOut, WrongState
+from runtime.errors import (
+    BadInput,
+    Conflict,
+    NotFound,
+    RuntimeFault,
+    SystemFault,
+    TimedOut,
+    WrongState,
+)
 from runtime.files import discard
+from runtime.monitor.status import STARTER_GONE
 from runtime.network import host as network
+
+log = logging.getLogger(__name__)
+
+GOOD_RUN = 10
+"""Seconds."""
+
+
+_FOR_EVER = float("inf")
 
 
 def build(host: Host, container: Container) -> None:
@@ -39,6 +58,8 @@ def start(host: Host, container: Container) -> None:
         control.send(op="start")
         try:
             control.expect(60.0, doing="starting")
+            pid = container.status().init_pid
+            hooks.run_after(container, "poststart", status="running", pid=pid)
         except WrongState:
             # "cannot execute": the monitor is ending; wait for it, so that nothing is left behind.
             with contextlib.suppress(SystemFault, TimedOut):
@@ -90,13 +111,15 @@ def kill(container: Container, number: int) -> None:
 
 def wait(container: Container, job: int = 0, timeout: float | None = None) -> dict[str, Any]:
     """The end of a container or job: {exit_code, signal, ...}. Waits for it."""
-    with contextlib.suppress(WrongState, SystemFault):
-        with Control.connect(container.paths, container.record.name) as control:
-            control.send(op="wait", job=job)
-            answer = control.receive(timeout)
-            if "ended" in answer:
-                ended: dict[str, Any] = answer["ended"]
-                return ended
+    with (
+        contextlib.suppress(WrongState, SystemFault),
+        Control.connect(container.paths, container.record.name) as control,
+    ):
+        control.send(op="wait", job=job)
+        answer = control.receive(timeout)
+        if "ended" in answer:
+            ended: dict[str, Any] = answer["ended"]
+            return ended
     status = container.status()
     values = status.values.get("jobs", {}).get(str(job)) if job else status.values
     if not values or values.get("exit_code") is None:
@@ -147,37 +170,62 @@ def ended(host: Host, identity: str) -> None:
         container = host.find(identity)
     except NotFound:
         return
-    with lock_container(container):
-        try:
+    # NotFound: somebody removed it meanwhile. A migration or dump before us may take as long as it likes.
+    # Conflict: it lives on at another host, as a migration's journal says.
+    with contextlib.suppress(NotFound, Conflict):
+        with lock_container(container, wait=_FOR_EVER, settled=False):
             container = host.find(identity)
-        except NotFound:
-            return  # somebody removed it meanwhile
-        if container.status().state in LIVE:
-            return  # somebody started it meanwhile
-        tear_down(host, container)
-        if container.record.remove:
-            remove(host, container, force=True)
-            return
+            if container.status().state in LIVE:
+                return  # somebody started it meanwhile
+            tear_down(host, container)
+            if container.record.remove or never_made(container):
+                remove(host, container, force=True)
+                return
+        _restart(host, container)
+
+
+def never_made(container: Container) -> bool:
+    """Whether its `create` was killed halfway, or its restore failed: nobody has heard of this container yet."""
+    values = container.status().values
+    return bool(values.get("unborn")) or (
+        container.record.wanted == "created" and values.get("reason") == STARTER_GONE
+    )
+
+
+def _restart(host: Host, container: Container) -> None:
+    """Start it again as its policy says, and once more should that fail. Raises NotFound when it is removed."""
+    while True:
         delay = restart_delay(container)
-    if delay is None:
-        return
-    time.sleep(delay)
-    with contextlib.suppress(NotFound), lock_container(container):
-        container = host.find(identity)
-        if container.record.wanted == "running" and container.status().state in ("stopped", "lost"):
+        if delay is None:
+            return
+        time.sleep(delay)
+        with lock_container(container):
+            container = host.find(container.record.id)
+            if container.record.wanted != "running" or container.status().state in LIVE:
+                return  # somebody stopped or started it meanwhile
             container.record.restarts += 1
             container.save()
-            start(host, container)
+            try:
+                start(host, container)
+                return
+            except RuntimeFault as fault:
+                log.error("restarting container %s: %s", container.record.name, fault)
+                container.record.wanted = "running"
+                container.save()
 
 
 def restart_delay(container: Container) -> float | None:
     """Seconds until it is to be started again; None: not at all. Doubles from 0.1 s to a minute.
 
-    A container that ran for ten seconds is taken as well, and the count begins anew.
+    A container that ran for GOOD_RUN seconds is taken as well, and the count begins anew.
     """
     record = container.record
     values = container.status().values
     policy = record.restart["policy"]
+    ran = values.get("ended_ns", 0) - values.get("started_ns", 0)
+    if record.restarts and values.get("started_ns") and ran > GOOD_RUN * 10**9:
+        record.restarts = 0
+        container.save()
     if (
         policy == "no"
         or record.wanted != "running"
@@ -189,10 +237,6 @@ def restart_delay(container: Container) -> float | None:
             return None
         if record.restart["max"] and record.restarts >= record.restart["max"]:
             return None
-    ran = values.get("ended_ns", 0) - values.get("started_ns", 0)
-    if values.get("started_ns") and ran > 10 * 10**9:
-        record.restarts = 0
-        container.save()
     return float(min(60.0, 0.1 * 2 ** min(record.restarts, 10)))
 
 

@@ -27,9 +27,9 @@ from runtime.monitor.logs import Log
 from runtime.monitor.loop import READ, WRITE, Loop
 from runtime.monitor.process import Process
 from runtime.monitor.restoring import Restoring
-from runtime.monitor.status import StatusFile, decode
+from runtime.monitor.status import STARTER_GONE, StatusFile, decode
 from runtime.monitor.streams import Streams
-from runtime.stage import first
+from runtime.stage import execute, first
 
 TYPE_CHECKING = False  # importing typing costs the monitor half a megabyte
 if TYPE_CHECKING:
@@ -42,8 +42,10 @@ LINGER = 60.0
 
 
 class Monitor:
-    def __init__(self, plan: dict[str, Any], starter: socket.socket) -> None:
+    def __init__(self, plan: dict[str, Any], starter: socket.socket, outside: int) -> None:
         self.plan = plan
+        self.outside = outside
+        """The mount namespace that we were started in."""
         self.loop = Loop()
         self.status = StatusFile(plan["status_path"])
         self.starter = Client(starter)
@@ -193,13 +195,26 @@ class Monitor:
                     process.log = self.job_log(number)  # nobody listens any more: keep it
         client.close()
         if self.quiesced is not None and self.quiesced["client"] is client:
-            self.quiesced = None  # its end makes CRIU give up, and the container runs on
+            self._on_abandoned(self.quiesced["environment"])
+            self.quiesced = None
         if client is self.starter:
             # A starter that is gone before its container is made leaves nothing half made behind.
             if self.status.state == "creating":
-                self.fail(requests.STARTER_GONE)
+                self.fail(STARTER_GONE)
             elif self.restoring is not None:
                 self.restoring.starter_gone()
+
+    def _on_abandoned(self, environment: dict[str, str]) -> None:
+        """Whoever dumped is gone without a word. Its end makes CRIU give up; what else there is to undo or to finish
+        (ckpt/ops/heal.py) is for a process that knows more than we do."""
+        if os.fork() == 0:
+            try:
+                building.leave(self.outside)
+                execute.reset_signals()
+                argv = self.plan["abandoned"]
+                os.execve(argv[0], argv, {**self.plan["environment"], **environment})
+            finally:
+                os._exit(127)
 
     def on_status(self, fd: int) -> None:
         """Records of two u32 from the static init: see runtime/init/init.c."""
@@ -286,7 +301,11 @@ class Monitor:
             os.waitpid(self.init_pid, 0)
         for process in self.processes.values():
             process.streams.close_all()
-        self.status.save(state="stopped", reason=why, ended_ns=time.time_ns(), init_pid=0)
+        # unborn: nobody but its starter knows of what was being restored.
+        unborn = self.restoring is not None
+        self.status.save(
+            state="stopped", reason=why, ended_ns=time.time_ns(), init_pid=0, unborn=unborn
+        )
 
     def _tell_waiters(self, number: int, ended: dict[str, Any]) -> None:
         for client in self.clients:
@@ -316,7 +335,7 @@ def run(plan_path: str, starter_fd: int) -> None:
         file.write(f"ckpt-{plan['id'][:8]}")
     starter = socket.socket(fileno=starter_fd)
     outside = building.become_private()
-    Monitor(plan, starter).run()
+    Monitor(plan, starter, outside).run()
     building.leave(outside)
     # What is left (network, cgroups, restart policy) needs more than we have loaded.
     os.execve(plan["ended"][0], plan["ended"], plan["environment"])

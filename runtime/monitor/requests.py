@@ -21,9 +21,6 @@ if TYPE_CHECKING:
     Request = dict[str, Any]
 
 
-STARTER_GONE = "the starter ended"
-
-
 def handle(monitor: Monitor, client: Client, packet: bytes) -> None:
     """One packet of a client: a request, or on an attached connection a piece of its stream."""
     if not packet.startswith(b"{"):
@@ -140,7 +137,11 @@ def quiesce(monitor: Monitor, client: Client, request: Request) -> None:
     if monitor.quiesced is not None:
         client.answer(error="another dump of this container is under way")
         return
-    monitor.quiesced = {"reason": request["reason"], "client": client}
+    monitor.quiesced = {
+        "reason": request["reason"],
+        "client": client,
+        "environment": request.get("environment", {}),
+    }
     own = monitor.plan["process"]
     client.answer(
         streams=[entry for p in monitor.processes.values() for entry in p.streams.describe()],
@@ -188,6 +189,7 @@ def take_over(monitor: Monitor, client: Client, request: Request) -> None:
     client.answer(
         held=restoring is not None and restoring.held,
         waits=restoring is not None and restoring.waits,
+        action=restoring.action if restoring is not None else "",
         state=monitor.status.state,
     )
 

@@ -35,6 +35,8 @@ class Restoring:
         self.criu_pid = 0
         self.waits = False
         """A hook waits for a word."""
+        self.action = ""
+        """The last hook that asked."""
         self.held = False
         """Prepared by a migration: its peer's end is no reason to give up."""
         self._answer = -1
@@ -97,7 +99,7 @@ class Restoring:
         monitor = self._monitor
         for line in os.read(fd, 4096).splitlines():
             action, pid = line.decode().split()
-            self.waits = True
+            self.waits, self.action = True, action
             if monitor.starter not in monitor.clients and not self.held:
                 self.verdict(1)
             else:

@@ -9,6 +9,8 @@ TYPE_CHECKING = False  # importing typing costs the monitor half a megabyte
 if TYPE_CHECKING:
     from typing import Any
 
+STARTER_GONE = "the starter ended"
+"""Reason of a container whose creation nobody waited for."""
 KEPT_JOBS = 100
 """Ended jobs whose exit status is remembered."""
 
