@@ -1,38 +1,46 @@
 """`ckpt agent`: the other host's end of a migration, started over SSH, speaking on its standard streams.
 
 It carries out the destination's column of the exchange in transport/protocol.py. What it has prepared outlives it:
-the container's monitor holds it, and `ckpt recover` or another agent goes on from the journal.
+the container's monitor holds it, and `ckpt recover` or another agent goes on from the journal. What it had begun when
+it was killed is taken away by the next agent that the source starts, or by `ckpt recover`: the journal names the
+container before anything of it is there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import shutil
-import tempfile
+import signal
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 from ckpt import FEATURES, SOFTWARE
 from ckpt.ops import arrival as arrivals
+from ckpt.ops import interrupt, stops, tidy
 from ckpt.ops.arrival import Arrival
 from ckpt.ops.host import Host
 from ckpt.ops.journal import Entry, Journal
 from ckpt.ops.preflight import destination_facts, destination_findings
 from ckpt.ops.restore import Incoming
 from images.manifest import Manifest
-from runtime.errors import NotFound, SystemFault
+from runtime.errors import Conflict, NotFound, SystemFault, TimedOut
 from transport.conversation import Conversation, Facts
 from transport.errors import ProtocolFault
 from transport.framing import FdStream, FrameLink
 from transport.lane_opening import LaneHost
 from transport.lanes import LaneReader
 from transport.messages import Message, greet, make
-from transport.protocol import Action, Begin, Destination, Outcome, State
+from transport.protocol import AbortAsked, Action, Begin, Destination, Outcome, State
 
 ARRIVING = 600.0
+"""Seconds for what the source has announced. A lost link or a stopped action ends the wait at once."""
+LANE_OPENING = 20.0
+TICK = 0.1
+RECALLING = 60.0
+"""Seconds that the agent before us may take to take away what it had begun."""
 
 
 class Agent:
@@ -47,46 +55,61 @@ class Agent:
         self._lane_token: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._incoming: Incoming | None = None
         self._arrival: Arrival | None = None
+        self._arriving: str | None = None
         self._restoring: threading.Thread | None = None
         self._restore_fault: BaseException | None = None
         self._stopped = threading.Event()
-        self._folder = Path(tempfile.mkdtemp(prefix="a", dir=host.paths.run))
+        self._folder = tidy.agent_folder(host)
         self._lanes = LaneHost(self._folder, os.environ.get("SSH_CONNECTION", ""))
+        actions: dict[Action, stops.Perform] = {
+            Action.CHECK: self.check,
+            Action.RECEIVE: self.receive,
+            Action.BRACE: self.brace,
+            Action.VERIFY: self.verify,
+            Action.PREPARE: self.prepare,
+            Action.RELEASE: self.release,
+            Action.DISCARD: self.discard,
+            Action.RECALL: self.recall,
+        }
         self.conversation = Conversation(
             Destination("", greet(SOFTWARE, FEATURES)),
             link,
             journal=self.write_journal,
-            actions={
-                Action.CHECK: self.check,
-                Action.RECEIVE: self.receive,
-                Action.BRACE: self.brace,
-                Action.VERIFY: self.verify,
-                Action.PREPARE: self.prepare,
-                Action.RELEASE: self.release,
-                Action.DISCARD: self.discard,
-                Action.RECALL: self.recall,
-            },
+            actions={action: stops.around(action, perform) for action, perform in actions.items()},
             besides=self.besides,
+            interrupt=self._interrupt,
         )
 
     def run(self) -> Outcome:
         try:
-            return self.conversation.run(Begin()).outcome
+            outcome = self.conversation.run(Begin()).outcome
+            if outcome is Outcome.ABORTED and self._journal is not None:
+                self._journal.forget()
+            return outcome
         finally:
             self.close()
 
     def close(self) -> None:
-        self._stopped.set()
-        self._lanes.close()
-        if self._lane is not None:
-            self._lane.abort()
+        self._interrupt()
+        if self._restoring is not None:
+            self._restoring.join()
         if self._incoming is not None:
             self._incoming.close()
+        if self._lane is not None:
+            self._lane.abort()
+            self._lane = None
+        self._lanes.close()
         if self._arrival is not None:
             self._arrival.__exit__(None, None, None)
         if self._journal is not None:
             self._journal.close()
         shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _interrupt(self) -> None:
+        """Whatever waits ends: nobody will need it."""
+        self._stopped.set()
+        if self._incoming is not None:
+            self._incoming.cancel()
 
     def besides(self, message: Message) -> Message | None:
         """What belongs to the steps: lanes, and the comparison of clocks."""
@@ -96,6 +119,8 @@ class Agent:
             return None
         if message["topic"] == "clock":
             return make("note", topic="clock", body={"ns": time.time_ns()})
+        if message["topic"] == "probe":
+            return make("note", topic="probe", body={})
         if message["topic"] == "lane":
             self._lane_token.put(str(message["body"]["token"]))
         return None
@@ -104,10 +129,12 @@ class Agent:
 
     def write_journal(self, state: State, durable: bool) -> None:
         if self._journal is None:
+            if self._arriving is None and state in (State.CHECKED, State.RECEIVING, State.ABORTED):
+                return  # nothing is here yet
             entry = Entry(
                 id=self.conversation.machine.id,
                 role="destination",
-                container="",
+                container=self._arriving or "",
                 name=self._name,
                 peer=self._peer,
                 state=str(state),
@@ -116,6 +143,7 @@ class Agent:
         if self._arrival is not None and self._arrival.began:
             self._journal.entry.container = self._arrival.container.record.id
         self._journal.write(state, durable)
+        stops.reached(f"journal-{state}")
         if state == State.CLEANED:
             self._journal.forget()
 
@@ -131,19 +159,33 @@ class Agent:
         }
 
     def receive(self, facts: Facts, stop: threading.Event) -> None:
-        token = self._lane_token.get(timeout=ARRIVING)
-        self._lane = self._lanes.accept(token, ARRIVING)
+        token = self._lane_name(stop)
+        self._lane = self._lanes.accept(token, LANE_OPENING)
 
         def arrive(manifest: Manifest) -> Arrival:
+            # On disk before anything of it is here.
+            self._arriving = manifest.container_id
+            self.write_journal(State.RECEIVING, True)
             arrival = Arrival(self.host, manifest, name=self._name, same_id=True)
             self._arrival = arrival
             arrival.check_stream()
             arrival.begin()
-            self.write_journal(State.RECEIVING, True)
+            if arrival.container.record.id != self._arriving:
+                self.write_journal(State.RECEIVING, True)
+            stops.reached("begun", stop)
             return arrival
 
         self._incoming = Incoming(self._lane.fd, arrive)
         self._incoming.start()
+
+    def _lane_name(self, stop: threading.Event) -> str:
+        until = time.monotonic() + ARRIVING
+        while not stop.is_set() and time.monotonic() < until:
+            with contextlib.suppress(queue.Empty):
+                return self._lane_token.get(timeout=TICK)
+        raise TimedOut(
+            doing="receiving", target=self._name, why="no lane was announced", retry=True
+        )
 
     def brace(self, facts: Facts, stop: threading.Event) -> None:
         """The frozen window has begun: CRIU is started now, and waits for its first image."""
@@ -172,7 +214,9 @@ class Agent:
 
     def verify(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
         assert self._incoming is not None
-        self._incoming.wait_ended(ARRIVING)
+        while not self._incoming.ended.wait(TICK):
+            self._check_stopped()
+        self._incoming.wait_ended()
         expected, found = facts["summary"], {"bytes": self._incoming.size}
         if found != expected:
             raise ProtocolFault(
@@ -183,9 +227,10 @@ class Agent:
 
     def prepare(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
         assert self._restoring is not None and self._arrival is not None
-        self._restoring.join()
+        self._restoring.join()  # it heeds _stopped
         if self._restore_fault is not None:
             raise _as_fault(self._restore_fault)
+        self._check_stopped()
         self._arrival.hold()
         return {"facts": {"prepared_ns": self._arrival.times["prepared"]}}
 
@@ -194,27 +239,37 @@ class Agent:
             self._arrival.go()
             return {"at": self._arrival.times["running"], "facts": {}}
         assert self._journal is not None
-        return {"at": arrivals.release_held(self.host, self._journal.entry.container), "facts": {}}
+        return {"at": arrivals.release_held(self.host, self._journal.entry.id), "facts": {}}
 
     def discard(self, facts: Facts, stop: threading.Event) -> None:
-        self._stopped.set()
+        self._interrupt()
+        if self._restoring is not None:
+            self._restoring.join()
+        if self._incoming is not None:
+            self._incoming.close()
         if self._lane is not None:
             self._lane.abort()
             self._lane = None
-        if self._restoring is not None:
-            self._restoring.join()
         if self._arrival is not None:
             self._arrival.abandon()
         elif self._journal is not None:
-            arrivals.discard_held(self.host, self._journal.entry.container)
+            arrivals.discard_held(self.host, self._journal.entry.id)
 
     def recall(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
+        tidy.after_agents(self.host)
         identity = self.conversation.machine.id
-        try:
-            self._journal = Journal.load(self.host.paths.journals, identity, "destination")
-        except NotFound:
-            return {"state": "none"}
-        return {"state": self._journal.entry.state}
+        until = time.monotonic() + RECALLING
+        while True:
+            try:
+                journals = self.host.paths.journals
+                self._journal = Journal.load(journals, identity, "destination")
+                return {"state": self._journal.entry.state}
+            except NotFound:
+                return {"state": "none"}
+            except Conflict:
+                # The agent before us hasn't noticed yet that it is alone, or is taking its things away.
+                if stop.wait(TICK) or time.monotonic() > until:
+                    raise
 
 
 def _as_fault(fault: BaseException) -> Exception:
@@ -231,4 +286,14 @@ def serve(host: Host) -> Outcome:
     os.dup2(null, 0)
     os.dup2(2, 1)
     os.close(null)
-    return Agent(host, FrameLink(FdStream(read_fd, write_fd, target="the source"))).run()
+    agent = Agent(host, FrameLink(FdStream(read_fd, write_fd, target="the source")))
+
+    def asked(number: int, _: object) -> None:
+        why = SystemFault(
+            doing="arriving", target="the container", why="the agent was asked to end"
+        )
+        agent.conversation.tell(AbortAsked(why))
+
+    for number in interrupt.SIGNALS:
+        signal.signal(number, asked)
+    return agent.run()

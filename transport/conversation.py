@@ -72,13 +72,16 @@ class Conversation:
         journal: Callable[[State, bool], None],
         actions: Mapping[Action, Perform],
         besides: Callable[[Message], Message | None] | None = None,
+        interrupt: Callable[[], None] | None = None,
         peer_timeout: float = PEER_TIMEOUT,
     ) -> None:
+        """``interrupt`` is called when RESUME or DISCARD stops other actions, to end what they wait for."""
         self.machine = machine
         self._journal = journal
         self._actions = actions
         self._besides = besides
-        self._peer_timeout = peer_timeout
+        self._interrupt = interrupt
+        self.peer_timeout = peer_timeout
         self._events: queue.SimpleQueue[tuple[_Reader | None, Event]] = queue.SimpleQueue()
         self._working: dict[Action, tuple[threading.Thread, threading.Event]] = {}
         self._answers: queue.SimpleQueue[Message | TransportFault] = queue.SimpleQueue()
@@ -95,6 +98,8 @@ class Conversation:
                 finish = self._take(self._next())
             return finish
         finally:
+            if self._working and self._interrupt is not None:
+                self._interrupt()
             for thread, stop in list(self._working.values()):
                 stop.set()
                 thread.join()
@@ -141,7 +146,7 @@ class Conversation:
 
     def _next(self) -> Event:
         while True:
-            wait = self._peer_timeout if self.machine.awaits_peer else None
+            wait = self.peer_timeout if self.machine.awaits_peer else None
             try:
                 reader, event = self._events.get(timeout=wait)
             except queue.Empty:
@@ -199,6 +204,8 @@ class Conversation:
             for thread, stop in self._working.values():
                 stop.set()
                 others.append(thread)
+            if others and self._interrupt is not None:
+                self._interrupt()
             self._answers.put(_no_link())  # whoever asks must not wait for its time to be over
         stop = threading.Event()
         thread = threading.Thread(

@@ -21,5 +21,15 @@ def ended(host: Host, identity: str) -> None:
     lifecycle.ended(host, identity)
 
 
+@command("abandoned")
+@click.argument("identity")
+def abandoned(host: Host, identity: str) -> None:
+    """A monitor's call for help: whoever was dumping its container is gone."""
+    from ckpt.ops import recover  # with all of SSH: not for the end of every container
+
+    recover.abandoned(host, identity)
+
+
 internal.add_command(ended)
+internal.add_command(abandoned)
 COMMANDS = [internal]

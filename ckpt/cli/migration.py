@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import signal
 import sys
-import threading
+from typing import Any
 
 import click
 
 from ckpt import agent as agents
 from ckpt.cli import show
+from ckpt.cli.edge import SIGNALLED, exit_code
+from ckpt.cli.edge import report as report_fault
 from ckpt.cli.progress import MigrationProgress
 from ckpt.cli.types import CONTAINER, command, json_option
+from ckpt.ops import interrupt
 from ckpt.ops import migrate as migrating
 from ckpt.ops import recover as recovering
 from ckpt.ops.host import Host
-from runtime.errors import BadInput, SystemFault, TimedOut
+from ckpt.ops.report import Report
+from runtime.errors import BadInput, RuntimeFault, SystemFault, TimedOut
 from transport.lane_handover import lane_main
 from transport.protocol import Outcome
 
@@ -62,51 +66,115 @@ def migrate(
     ckpt migrate web root@other
     ckpt migrate web root@other --dry-run
     """
-    timers: list[threading.Timer] = []
-
-    def begin(migration: migrating.Migration) -> None:
-        def interrupted(number: int, _: object) -> None:
-            migration.stop(
-                SystemFault(doing="migrating", target=name, why="it was interrupted", retry=True)
-            )
-
-        signal.signal(signal.SIGINT, interrupted)
-        signal.signal(signal.SIGTERM, interrupted)
-        if timeout is not None:
-            late = TimedOut(
-                doing="migrating", target=name, why=f"not done in {timeout:g} s", retry=True
-            )
-            timers.append(threading.Timer(timeout, migration.stop, (late,)))
-            timers[0].daemon = True
-            timers[0].start()
-
-    with MigrationProgress(quiet=as_json) as progress:
+    with MigrationProgress(quiet=as_json) as progress, Interruptions(name, timeout) as ways_out:
         try:
             report = migrating.migrate(
                 host,
                 name,
                 target,
+                mode="cold",  # the one that there is; auto picks by what preflight finds
                 dry_run=dry_run,
                 lanes=lanes,
                 progress=progress.show,
-                on_begin=begin,
+                on_begin=ways_out.watch,
             )
-        finally:
-            for timer in timers:
-                timer.cancel()
+        except migrating.Refused as refused:
+            if not dry_run or as_json:
+                raise
+            progress.end()
+            _show_plan(name, target, refused.report)
+            sys.exit(exit_code(refused))
+        except RuntimeFault as fault:
+            ways_out.leave_as_signalled(fault)
+            raise
     if as_json:
         show.emit_json(report.to_dict())
     elif dry_run:
-        click.echo(f"{name} can move to {target}: nothing speaks against it")
+        _show_plan(name, target, report)
     else:
-        click.echo(
-            f"{name} runs at {target}: stood still for {show.millis(report.downtime_ns)}, "
-            f"took {report.total_ns / 1e9:.2f} s, {show.size(report.bytes_total)} over the {report.lane} lane"
+        _show_summary(name, target, report)
+
+
+class Interruptions:
+    """Ctrl-C, SIGTERM, SIGHUP and the deadline, as long as a migration can still be given up."""
+
+    def __init__(self, name: str, timeout: float | None) -> None:
+        self._name = name
+        self._timeout = timeout
+        self._migration: migrating.Migration | None = None
+        self._signal = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Interruptions:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def watch(self, migration: migrating.Migration) -> None:
+        """From now on a signal stops MIGRATION instead of this process."""
+        self._migration = migration
+        for number in (*interrupt.SIGNALS, signal.SIGALRM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._arrived)
+        if self._timeout is not None:
+            signal.setitimer(signal.ITIMER_REAL, self._timeout)
+
+    def _arrived(self, number: int, _: object) -> None:
+        assert self._migration is not None
+        if number == signal.SIGALRM:
+            why = f"it was not done in {self._timeout:g} s"
+            fault: RuntimeFault = TimedOut(
+                doing="migrating", target=self._name, why=why, retry=True
+            )
+        else:
+            self._signal = self._signal or number
+            why = "it was interrupted, and runs here"
+            fault = SystemFault(doing="migrating", target=self._name, why=why, retry=True)
+        self._migration.stop(fault)
+
+    def leave_as_signalled(self, fault: RuntimeFault) -> None:
+        """If FAULT is our own answer to a signal: say so, and end with that signal's exit code."""
+        if self._signal and isinstance(fault, SystemFault) and "interrupted" in fault.why:
+            report_fault(fault, as_json=False)
+            sys.exit(SIGNALLED + self._signal)
+
+
+def _show_plan(name: str, target: str, report: Report) -> None:
+    """What preflight looked at, what speaks against it, and what it would cost."""
+    if report.checks:
+        show.table(
+            ("CHECK", "HERE", "THERE"),
+            [(row["what"], row["here"], row["there"]) for row in report.checks],
         )
+        click.echo()
+    for finding in report.findings:
+        hint = f" ({finding['hint']})" if finding["hint"] else ""
+        click.echo(f"REFUSED  {finding['what']}: {finding['why']}{hint}")
+    if report.findings:
+        return
+    click.echo(f"{name} can move to {target}: nothing speaks against it")
+    cost = report.forecast
+    if cost is not None:
         click.echo(
-            f"  images {show.size(report.bytes_images)}, files {show.size(report.bytes_files)}, "
-            f"layers {show.size(report.bytes_layers)}"
+            f"  expected: stands still for {cost.downtime_s:.2f} s, takes {cost.total_s:.1f} s; "
+            f"memory {show.size(cost.bytes_memory)}, files {show.size(cost.bytes_files)}, "
+            f"layers {show.size(cost.bytes_layers)}"
         )
+        click.echo(f"  from: {cost.basis}")
+
+
+def _show_summary(name: str, target: str, report: Report) -> None:
+    click.echo(
+        f"{name} runs at {target}: stood still for {show.millis(report.downtime_ns)}, "
+        f"took {report.total_ns / 1e9:.2f} s, {show.size(report.bytes_total)} over the {report.lane} lane"
+    )
+    click.echo(
+        f"  images {show.size(report.bytes_images)}, files {show.size(report.bytes_files)}, "
+        f"layers {show.size(report.bytes_layers)}"
+    )
 
 
 @command("agent", hidden=True)

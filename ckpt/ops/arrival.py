@@ -34,7 +34,8 @@ from runtime.container.record import Container, Record, check_free, check_name, 
 from runtime.control import Control
 from runtime.criu.failures import CriuFault
 from runtime.criu.restore import Restorer
-from runtime.errors import NotFound, RuntimeFault, Unsupported, WrongState
+from runtime.errors import NotFound, Unsupported, WrongState
+from runtime.files import locked
 from runtime.network import host as network
 from runtime.network import plan as addresses
 from runtime.network.config import NetworkConfig
@@ -128,6 +129,10 @@ class Arrival:
                 taken = (other.record.id_base for other in everyone)
                 record.id_base = idrange.choose(taken, wish=record.id_base)
             self.container = Container(self.host.paths, record)
+            # Till the end: a monitor that gives up (`ckpt internal ended`) waits until we have tidied up.
+            self._stack.enter_context(
+                locked(self.container.paths.lock, what=f"container {record.name}")
+            )
             self._stack.callback(self._forget)
             self.began = True
             config = NetworkConfig.from_dict(record.network)
@@ -237,9 +242,18 @@ class Arrival:
         self._stack.close()
 
 
-def held(host: Host, identity: str) -> tuple[Container, Control]:
-    """A container that was prepared by a process that is gone, and its monitor, now ours to give the verdict."""
-    container = host.find(identity)
+def arrived_by(host: Host, migration: str) -> Container:
+    """The container that a migration brought here, by its record: an id alone could be of a later life of it."""
+    for container in host.containers():
+        if container.record.origin == migration:
+            return container
+    raise NotFound(
+        doing="looking for", target=f"what migration {migration} brought", why="it is not here"
+    )
+
+
+def take_over(container: Container) -> tuple[Control, str]:
+    """The monitor of what a process prepared that is gone, ours to give the verdict; and the hook that waits."""
     control = Control.connect(container.paths, container.record.name)
     answer = control.call("take_over")
     if not (answer["held"] and answer["waits"]):
@@ -249,44 +263,43 @@ def held(host: Host, identity: str) -> tuple[Container, Control]:
             target=f"container {container.record.name}",
             why="nothing waits there",
         )
-    return container, control
+    return control, str(answer["action"])
 
 
-def release_held(host: Host, identity: str) -> int:
-    """Recovery after COMMIT: let run what another process prepared. Returns when it ran (ns since the epoch)."""
-    container = host.find(identity)
+def release_held(host: Host, migration: str) -> int:
+    """Recovery after COMMIT: let run what another process prepared. Returns when it ran (ns since the epoch).
+
+    Raises NotFound; WrongState when what was prepared is gone, as after a reboot of this host.
+    """
+    container = arrived_by(host, migration)
     if container.status().state == "running":
         return int(time.time_ns())
-    container, control = held(host, identity)
-    with control:
-        restorer = Restorer(
-            host.criu,
-            work=container.paths.run / "criu",
-            own_network=network_of(container).kind != "host",
-            target=f"container {container.record.name}",
+    restorer = Restorer(
+        host.criu,
+        work=container.paths.run / "criu",
+        own_network=network_of(container).kind != "host",
+        target=f"container {container.record.name}",
+    )
+    control, action = take_over(container)
+    with control, restorer:
+        restorer.adopt(control, action)
+        prepared = network.describe(
+            network_of(container), container.record.id, root_dir=host.paths.root
         )
-        with restorer:
-            restorer.adopt(control)
-            prepared = network.describe(
-                network_of(container), container.record.id, root_dir=host.paths.root
-            )
-            host.cgroup(container).apply(resources_of(container))
-            network.attach(prepared)
-            network.announce(prepared, restorer.go())
-            return restorer.resumed_ns
+        host.cgroup(container).apply(resources_of(container))
+        network.attach(prepared)
+        network.announce(prepared, restorer.go())
+        return restorer.resumed_ns
 
 
-def discard_held(host: Host, identity: str) -> None:
+def discard_held(host: Host, migration: str) -> None:
     """Recovery of what was not committed: leave nothing here. What isn't there is fine."""
-    if not identity:
-        return
     try:
-        container = host.find(identity)
+        container = arrived_by(host, migration)
     except NotFound:
         return
-    with contextlib.suppress(RuntimeFault):
-        held(host, identity)[1].close()
-    forget(host, container)
+    with locked(container.paths.lock, what=f"container {container.record.name}"):
+        forget(host, container)
 
 
 class _FilesSink:

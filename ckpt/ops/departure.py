@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import signal
 import socket
 import threading
 import time
@@ -21,6 +22,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from ckpt.ops.host import Host
+from images import remaps
 from images.criu_stream import Capture
 from images.manifest import Manifest, Rootfs
 from images.moving import Mover
@@ -32,6 +34,7 @@ from runtime.control import Control
 from runtime.criu import aftermath
 from runtime.criu.dump import Dumper
 from runtime.criu.failures import CriuFault
+from runtime.criu.watches import watched_paths
 from runtime.errors import RuntimeFault, SystemFault
 from runtime.network.config import NetworkConfig
 from runtime.tree import below, shared_writable
@@ -96,9 +99,12 @@ class Departure:
         """Tell the monitor, which starts no more jobs; learn what the checkpoint must remember of the streams."""
         status = self.container.require("running", doing="dumping")
         self._control = Control.connect(self.container.paths, self.container.record.name)
-        self.quiesced = self._control.call("quiesce", reason=self._reason)
+        self.quiesced = self._control.call(
+            "quiesce", reason=self._reason, environment=_ways_to_others()
+        )
         externals = launch.external_points(self.container)
         self.quiesced["externals"] = [list(pair) for pair in externals]
+        pids = self.host.cgroup(self.container).pids()
         work = self.container.paths.run / "criu"
         work.mkdir(mode=0o700, exist_ok=True)
         self._dumper = Dumper(
@@ -106,6 +112,7 @@ class Departure:
             pid=status.init_pid,
             work=work,
             externals=externals,
+            watched=watched_paths(status.init_pid, pids),
             own_network=self.network.kind != "host",
             leave_running=self._leave_running,
             target=f"container {self.container.record.name}",
@@ -214,10 +221,14 @@ class Departure:
         while not capture.complete:
             checked()
             time.sleep(0.0005)
+        if remaps.NAME in sink.held and remaps.has_links(sink.held[remaps.NAME]):
+            # CRIU gave new names to files that had lost the one they were opened by.
+            self.sync_upper(target, frozen=True)
         self.times["dumped"] = time.time_ns()
         # Held back till now: a restore that has begun early starts in earnest when the inventory is there.
-        with Mover(doing="copying", target=INVENTORY) as mover:
-            pour_bytes(target.sink(CRIU), INVENTORY, sink.inventory, mover)
+        for name in sorted(sink.held, key=lambda name: name == INVENTORY):
+            with Mover(doing="copying", target=name) as mover:
+                pour_bytes(target.sink(CRIU), name, sink.held[name], mover)
 
     # ---- the verdict
 
@@ -227,6 +238,18 @@ class Departure:
         self._verdict = True
         self._tasks = self.host.cgroup(self.container).pids()
         self._dumper.verdict_kill()
+
+    def kill_tasks(self) -> None:
+        """SIGKILL for each of them, whatever CRIU does: it waits for those that the freezer holds."""
+        with contextlib.ExitStack() as handles:
+            opened: dict[int, int] = {}
+            for pid in self._tasks:
+                with contextlib.suppress(ProcessLookupError):
+                    opened[pid] = os.pidfd_open(pid)
+                    handles.callback(os.close, opened[pid])
+            for pid in set(self.host.cgroup(self.container).pids()) & set(opened):
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(opened[pid], signal.SIGKILL)
 
     def wait_dying(self) -> None:
         """Until every task is on its way out: none will run another instruction of its program."""
@@ -313,6 +336,19 @@ def part_by(target: Target, name: str, write: Callable[[int], int]) -> int:
     return results[0]
 
 
+def _ways_to_others() -> dict[str, str]:
+    """What the monitor's helper needs to finish a migration whose process died: how this one reaches other hosts."""
+    names = (
+        "CKPT_SSH_CONFIG",
+        "CKPT_KNOWN_HOSTS",
+        "CKPT_REMOTE",
+        "CKPT_TEST_STOP_AT",
+        "SSH_AUTH_SOCK",
+        "HOME",
+    )
+    return {name: os.environ[name] for name in names if name in os.environ}
+
+
 def is_dying(pid: int) -> bool:
     """Whether a process is in exit already, or gone: PF_EXITING in its flags (proc_pid_stat(5), field 9)."""
     try:
@@ -323,29 +359,33 @@ def is_dying(pid: int) -> bool:
     return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & 0x4)
 
 
+_HELD = (INVENTORY, remaps.NAME)
+
+
 class _Held:
-    """A sink that keeps the inventory back, and tells when the first image is opened."""
+    """A sink that keeps a few small images back, and tells when the first image is opened."""
 
     def __init__(self, sink: Sink) -> None:
         self._sink = sink
         self.begun = threading.Event()
-        self.inventory = b""
+        self.held: dict[str, bytes] = {}
 
     def open(self, name: str) -> Part:
         self.begun.set()
-        return _HeldPart(self) if name == INVENTORY else self._sink.open(name)
+        return _HeldPart(self, name) if name in _HELD else self._sink.open(name)
 
 
 class _HeldPart:
-    def __init__(self, owner: _Held) -> None:
+    def __init__(self, owner: _Held, name: str) -> None:
         self._owner = owner
+        self._name = name
         self._data = b""
 
     def take(self, mover: Any, source: int, count: int, hashers: Any = ()) -> None:
         self._data += mover.read_exact(source, count)
 
     def close(self) -> None:
-        self._owner.inventory = self._data
+        self._owner.held[self._name] = self._data
 
     def abandon(self) -> None:
         pass

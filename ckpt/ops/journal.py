@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import BadInput, Conflict, NotFound
+from runtime.errors import BadInput, Conflict, NotFound, from_os_error
 from runtime.files import publish_json, read_json
 from transport.protocol import State
 
@@ -42,13 +42,14 @@ class Journal:
     def __init__(self, directory: Path, entry: Entry) -> None:
         if not _ID.fullmatch(entry.id):
             raise BadInput(doing="reading", target=f"migration {entry.id!r}", why="that is no id")
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path = directory / f"{entry.id}.{entry.role}.json"
-        self._lock = os.open(
-            directory / f"{entry.id}.{entry.role}.lock",
-            os.O_RDWR | os.O_CREAT | os.O_CLOEXEC,
-            0o600,
-        )
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(
+                self._path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+            )
+        except OSError as error:
+            raise from_os_error(error, doing="opening", target=str(self._path)) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,95 +1,80 @@
-"""`ckpt migrate`: the source's column of the exchange in transport/protocol.py."""
+"""`ckpt migrate`: the source's column of the exchange in transport/protocol.py.
+
+What holds the promise "exactly one copy runs" here, besides the order of the exchange:
+
+- The container's lock is held from the first look to the last word: no stop, rm, dump or second migration meanwhile.
+- Up to COMMIT the tasks stand still because CRIU waits in its hook for our word. If we die the hook fails, CRIU undoes
+  what it did, and the tasks run on; what it couldn't undo the container's monitor has undone (ckpt/ops/heal.py).
+- Just before the record `committed` goes to disk, the cgroup's freezer takes over: whatever dies from then on, CRIU
+  and we included, no task runs again. They are killed before the freezer is let go.
+- After COMMIT the journal alone refuses every command that could start the container here again.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from ckpt import FEATURES, SOFTWARE
-from ckpt.ops import bringup, lifecycle
+from ckpt.ops import bringup, forecast, heal, lifecycle, stops
 from ckpt.ops.departure import Departure
 from ckpt.ops.host import Host, lock_container
 from ckpt.ops.journal import Entry, Journal
-from ckpt.ops.preflight import Finding, source_facts, source_findings
+from ckpt.ops.preflight import checks, source_facts, source_findings
+from ckpt.ops.report import Report
 from images.bundle_stream import StreamWriter
-from runtime import cgroups
 from runtime.container.record import Container
-from runtime.errors import RuntimeFault, SystemFault, Unsupported
+from runtime.criu.failures import CriuFault
+from runtime.errors import NotFound, RuntimeFault, SystemFault, Unsupported
+from runtime.network import host as network
 from transport import ssh
 from transport.conversation import Conversation, Facts
-from transport.errors import TransportFault
+from transport.errors import AuthRefused, HostKeyChanged, TransportFault, UnknownHost
 from transport.framing import FrameLink
 from transport.lane_opening import open_lane
 from transport.lanes import PREFERENCE, LaneWriter
 from transport.messages import greet, make
-from transport.protocol import AbortAsked, Action, Begin, Outcome, Restored, Source, State
+from transport.protocol import (
+    AbortAsked,
+    Action,
+    Begin,
+    Finish,
+    Outcome,
+    Restored,
+    Source,
+    State,
+)
 
 PRESYNC_ROUNDS = 4
 SMALL_ROUND = 1 << 20
 """Bytes: a round over the files that sent less leaves little for the frozen window."""
-RECONNECTS = 10
+REACHING = 60.0
+"""Seconds of trying to reach the other host again, once it is to run the container."""
+TELLING = 10.0
+"""The same, to tell it that it isn't: the container runs here already, and `ckpt recover` can tell it later."""
 CLOCK_ASKS = 5
+SLOW = 20e6
+"""Bytes per second that a destination restores at least."""
 ASKING = 30.0
 """Seconds that the peer may take to answer a question besides the transaction."""
 
 
-@dataclass(slots=True)
-class Report:
-    """What a migration did. Times in nanoseconds, of the source's clock."""
-
-    id: str
-    name: str
-    target: str
-    mode: str
-    state: str = ""
-    lane: str = ""
-    findings: list[Finding] = field(default_factory=list)
-    downtime_ns: int = 0
-    clock_error_ns: int = 0
-    """Half the round trip in which the clocks were compared: how far the downtime may be off."""
-    total_ns: int = 0
-    bytes_total: int = 0
-    bytes_files: int = 0
-    bytes_layers: int = 0
-    bytes_images: int = 0
-    phases: dict[str, int] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "name": self.name,
-            "target": self.target,
-            "mode": self.mode,
-            "state": self.state,
-            "lane": self.lane,
-            "findings": self.findings,
-            "downtime_ms": round(self.downtime_ns / 1e6, 1),
-            "clock_error_ms": round(self.clock_error_ns / 1e6, 3),
-            "total_ms": round(self.total_ns / 1e6, 1),
-            "bytes": {
-                "total": self.bytes_total,
-                "images": self.bytes_images,
-                "files": self.bytes_files,
-                "layers": self.bytes_layers,
-            },
-            "phases_ms": {name: round(ns / 1e6, 1) for name, ns in self.phases.items()},
-        }
-
-
 class Refused(Unsupported):
-    """Preflight found reasons; nothing was touched. `findings` has them."""
+    """Preflight found reasons; nothing was touched. `report.findings` has them."""
 
-    findings: list[Finding]
+    report: Report
 
 
-Progress = Callable[[str, int], None]
-"""Called with a phase and the bytes handed to the lane so far."""
+Progress = Callable[[str, int, int], None]
+"""Called with the phase that is under way, the bytes handed to the lane so far, and those expected (0: unknown)."""
+
+log = logging.getLogger(__name__)
 
 
 class Migration:
@@ -104,7 +89,7 @@ class Migration:
         mode: str = "cold",
         dry_run: bool = False,
         lanes: tuple[str, ...] = (),
-        progress: Progress = lambda phase, count: None,
+        progress: Progress = lambda phase, count, expected: None,
     ) -> None:
         self.host = host
         self.container = container
@@ -121,26 +106,34 @@ class Migration:
         self._departure: Departure | None = None
         self._journal: Journal | None = None
         self._stopped: BaseException | None = None
+        self._took_over = False
+        self._facts: dict[str, Any] = {}
+        self._hurry = threading.Event()
+        self._cancel = -1
         self._offset_ns = 0
+        self._expected = 0
         self._began_ns = time.time_ns()
         self._phase_ns = self._began_ns
+        self._current = "connect"
         self._machine = Source(identity, greet(SOFTWARE, FEATURES))
         self.conversation: Conversation | None = None
 
     def _converse(self, link: FrameLink | None) -> Conversation:
+        actions: dict[Action, stops.Perform] = {
+            Action.CHECK: self.check,
+            Action.SYNC: self.sync,
+            Action.FREEZE: self.freeze,
+            Action.BURY: self.bury,
+            Action.CLEAN: self.clean,
+            Action.RESUME: self.resume,
+            Action.RECONNECT: self.reconnect,
+        }
         self.conversation = Conversation(
             self._machine,
             link,
             journal=self.write_journal,
-            actions={
-                Action.CHECK: self.check,
-                Action.SYNC: self.sync,
-                Action.FREEZE: self.freeze,
-                Action.BURY: self.bury,
-                Action.CLEAN: self.clean,
-                Action.RESUME: self.resume,
-                Action.RECONNECT: self.reconnect,
-            },
+            actions={action: stops.around(action, perform) for action, perform in actions.items()},
+            interrupt=self._interrupt,
         )
         return self.conversation
 
@@ -149,36 +142,73 @@ class Migration:
     def run(self) -> Report:
         """Migrate. Raises why it did not come to it; then the container runs here, and nothing is there."""
         with self._stack:
-            conversation = self._converse(self._dial())
-            self._phase("connect")
-            finish = conversation.run(Begin())
-            outcome, cause = finish.outcome, finish.cause
+            # Ends whatever waits in the middle of a transfer, from any thread.
+            self._cancel = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._stack.callback(os.close, self._cancel)
+            self._progress("connect", 0, 0)
+            link = self._dial(ssh_timeout=None)
+            self._phase("connect", "preflight")
+            finish = self._carry_out(link)
             self.report.total_ns = time.time_ns() - self._began_ns
-            self.report.state = str(conversation.machine.state)
-            if outcome is Outcome.MOVED:
-                return self.report
-            if self.report.findings or (cause is None and self._dry_run):
-                if self._dry_run and not self.report.findings:
-                    return self.report
-                raise self._refusal()
-            if outcome is Outcome.UNFINISHED:
-                raise SystemFault(
-                    doing="finishing the migration of",
-                    target=f"container {self.container.record.name}",
-                    why=f"it is committed, but: {cause}",
-                    hint="ckpt recover goes on with it",
-                    retry=True,
-                )
-            if isinstance(cause, _DryRun):
-                return self.report
-            if cause is None:
-                cause = SystemFault(
-                    doing="migrating", target=self.container.record.name, why="it was given up"
-                )
-            raise cause
+            self.report.state = str(self._conversed.machine.state)
+            return self._conclude(finish)
+
+    def _carry_out(self, link: FrameLink) -> Finish:
+        try:
+            return self._converse(link).run(Begin())
+        except (RuntimeFault, OSError) as fault:
+            # The journal could not be written. What is on disk counts, as after a crash.
+            if self._journal is None:
+                raise
+            log.debug("going on from the journal", exc_info=True)
+            self._machine = Source(self.report.id, greet(SOFTWARE, FEATURES))
+            self._stopped = self._stopped or fault
+            finish = self._converse(None).run(Restored(self._journal.reread()))
+            return finish if finish.cause else Finish(finish.outcome, fault)
+
+    def _conclude(self, finish: Finish) -> Report:
+        cause = finish.cause
+        if finish.outcome is Outcome.MOVED or isinstance(cause, _DryRun):
+            return self.report
+        if finish.outcome is Outcome.UNFINISHED:
+            raise SystemFault(
+                doing="finishing the migration of",
+                target=f"container {self.container.record.name}",
+                why=f"it is {self.report.state}, but: {cause}",
+                hint="ckpt recover goes on with it",
+                retry=True,
+            )
+        self._forget_aborted()
+        if self.report.findings:
+            raise self._refusal()
+        raise self._stopped or cause or _given_up(self.container)
+
+    def _forget_aborted(self) -> None:
+        """An abort that the other host has heard of is over; another stays on record for `ckpt recover`."""
+        if self._journal is None:
+            return
+        if self.untold:
+            log.warning(
+                "%s could not be told; ckpt recover does it later (migration %s)",
+                self.report.target,
+                self.report.id,
+            )
+        else:
+            self._journal.forget()
+
+    @property
+    def untold(self) -> bool:
+        """Given up, and the destination doesn't know."""
+        return self._conversed.machine.position == "untold"
+
+    @property
+    def _conversed(self) -> Conversation:
+        assert self.conversation is not None
+        return self.conversation
 
     def take_over(self, journal: Journal) -> None:
         """Recovery: go on with what another process began; its journal is ours now."""
+        self._took_over = True
         self._journal = journal
         self.report.id = journal.entry.id
         self._machine = Source(journal.entry.id, greet(SOFTWARE, FEATURES))
@@ -187,13 +217,22 @@ class Migration:
         """Recovery: from the journal's STATE to the end."""
         with self._stack:
             finish = self._converse(None).run(Restored(state))
+            if finish.outcome is Outcome.ABORTED:
+                self._forget_aborted()
             return finish.outcome, finish.cause
 
     def stop(self, why: Exception) -> None:
-        """Give it up if that is still possible. From a signal handler or another thread."""
-        self._stopped = why
-        if self.conversation is not None:
-            self.conversation.tell(AbortAsked(why))
+        """Give it up if that is still possible. From a signal handler: it may raise WHY where nothing has begun."""
+        if self._stopped is not None:
+            self._hurry.set()  # asked again: don't try for long to tell the other host
+        self._stopped = self._stopped or why
+        if self.conversation is None:
+            raise why
+        self.conversation.tell(AbortAsked(why))
+
+    def _interrupt(self) -> None:
+        if self._cancel >= 0:
+            os.eventfd_write(self._cancel, 1)
 
     def _refusal(self) -> Refused:
         reasons = "; ".join(f"{f['what']}: {f['why']}" for f in self.report.findings)
@@ -203,33 +242,38 @@ class Migration:
             why=reasons,
             hint="; ".join(f["hint"] for f in self.report.findings if f["hint"]),
         )
-        refused.findings = self.report.findings
+        refused.report = self.report
         return refused
 
-    def _dial(self) -> FrameLink:
-        session = ssh.connect(self.report.target)
+    def _dial(self, ssh_timeout: float | None) -> FrameLink:
+        session = ssh.connect(self.report.target, timeout=ssh_timeout)
         self._stack.callback(session.close)
         self._session = session
         agent = session.open_command([*self._remote, "agent"])
         return FrameLink(agent)
 
-    def _phase(self, name: str) -> None:
+    def _phase(self, ended: str, begun: str = "") -> None:
         now = time.time_ns()
-        self.report.phases[name] = now - self._phase_ns
+        self.report.phases[ended] = now - self._phase_ns
         self._phase_ns = now
-        self._progress(name, self._writer.size if self._writer else 0)
+        self._current = begun
+        self._show()
+
+    def _show(self) -> None:
+        if self._current:
+            sent = self._writer.size if self._writer else 0
+            self._progress(self._current, sent, max(sent, self._expected))
 
     def _going(self) -> None:
         if self._stopped is not None:
             raise self._stopped
-        if self._writer is not None:
-            self._progress("freeze", self._writer.size)
+        self._show()
 
     # ---- what the machine asks for
 
     def write_journal(self, state: State, durable: bool) -> None:
         if self._journal is None:
-            if state in (State.ABORTED, State.PLANNED) and self._dry_run:
+            if self._dry_run:
                 return
             entry = Entry(
                 id=self.report.id,
@@ -241,21 +285,22 @@ class Migration:
             )
             self._journal = Journal(self.host.paths.journals, entry)
             self._stack.callback(self._journal.close)
+        if state is State.COMMITTED:
+            self._hold()
         self._journal.write(state, durable)
+        stops.reached(f"journal-{state}")
         if state == State.CLEANED:
             self._journal.forget()
 
     def check(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
         self.container.require("running", doing="migrating")
         pids = self.host.cgroup(self.container).pids()
+        self._facts = source_facts(self.host, self.container, pids)
         self.report.findings = source_findings(self.container, pids)
         if self.report.findings:
             raise self._refusal()
         self._compare_clocks()
-        return {
-            "mode": self.report.mode,
-            "facts": source_facts(self.host, self.container, pids),
-        }
+        return {"mode": self.report.mode, "facts": self._facts}
 
     def _compare_clocks(self) -> None:
         """The other host's clock against ours, from the quickest of a few round trips (as NTP does)."""
@@ -272,13 +317,19 @@ class Migration:
         self.report.clock_error_ns, self._offset_ns = best[0] // 2, best[1]
 
     def sync(self, facts: Facts, stop: threading.Event) -> None:
-        if not facts.get("ok", True):
-            self.report.findings = list(facts.get("findings", []))
-            raise self._refusal()
-        self._phase("preflight")
+        theirs = facts["facts"]
+        missing = list(theirs.get("missing_layers", []))
+        layers = sum(size for digest, size in self._facts["layers"].items() if digest in missing)
+        self._expected = self._facts["memory"] + self._facts["files"] + layers
+        self.report.checks = checks(self._facts, theirs)
         if self._dry_run:
+            self.report.forecast = forecast.make(
+                self._facts, layers, forecast.measure(self._conversed.ask)
+            )
+            self._phase("preflight")
             raise _DryRun(doing="trying", target=self.report.name, why="a dry run ends here")
-        assert self._session is not None
+        self._phase("preflight", "open")
+        self._conversed.peer_timeout += self._expected / SLOW
         self._departure = self._stack.enter_context(
             Departure(
                 self.host,
@@ -292,13 +343,13 @@ class Migration:
         assert self._lane is not None
         self.report.lane = self._lane.kind
         # The tasks stay frozen until everything was taken: their pages may be sent in place.
-        self._writer = self._stack.enter_context(StreamWriter(self._lane.fd))
-        self._writer.manifest(self._departure.manifest(self.report.id).to_bytes())
-        self._phase("open")
-        self.report.bytes_layers = self._departure.send_layers(
-            self._writer, only=list(facts["facts"].get("missing_layers", []))
+        self._writer = self._stack.enter_context(
+            StreamWriter(self._lane.fd, cancel_fd=self._cancel)
         )
-        self._phase("layers")
+        self._writer.manifest(self._departure.manifest(self.report.id).to_bytes())
+        self._phase("open", "layers")
+        self.report.bytes_layers = self._departure.send_layers(self._writer, only=missing)
+        self._phase("layers", "files")
         for _ in range(PRESYNC_ROUNDS):
             sent = self._departure.sync_upper(self._writer)
             self.report.bytes_files += sent
@@ -306,7 +357,7 @@ class Migration:
             if sent < SMALL_ROUND:
                 break
         self._departure.warm_up()
-        self._phase("files")
+        self._phase("files", "dump")
 
     def _open_lane(self) -> None:
         conversation, session = self.conversation, self._session
@@ -323,33 +374,44 @@ class Migration:
     def freeze(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
         assert self._departure is not None and self._writer is not None
         before = self._writer.size
-        self._departure.freeze_and_dump(self._writer, check=self._going)
+        self._departure.freeze_and_dump(self._writer, check=self._dumping)
         self.report.bytes_images = self._writer.size - before
         self._writer.end()
-        self._hold()
-        self._phase("dump")
+        self._phase("dump", "restore")
         self.report.bytes_total = self._writer.size
         return {"summary": {"bytes": self._writer.size}}
 
-    def _hold(self) -> None:
-        """From here to their end the tasks must stay still, even if we and CRIU die: COMMIT lies ahead."""
-        with contextlib.suppress(RuntimeFault):
-            self.host.cgroup(self.container).begin_freeze()
+    def _dumping(self) -> None:
+        stops.reached("dump")
+        self._going()
 
-    def _release_hold(self) -> None:
-        with contextlib.suppress(RuntimeFault):
-            self.host.cgroup(self.container).thaw()
+    def _hold(self) -> None:
+        """From here to their end the tasks must stay still, even if we and CRIU die. Raises if that can't be had."""
+        self._stack.callback(self._thaw_unless_decided)
+        self.host.cgroup(self.container).begin_freeze()
+
+    def _thaw_unless_decided(self) -> None:
+        if not heal.is_decided(self.host, self.container):
+            heal.thaw(self.host, self.container)
 
     def bury(self, facts: Facts, stop: threading.Event) -> None:
-        self._phase("restore")
-        if (
-            self._departure is None
-        ):  # another process began this; its CRIU is gone, the tasks are held
+        self._phase("restore", "go")
+        if self._departure is None:
+            # Another process began this; its CRIU is gone, the freezer holds the tasks.
             bury_held(self.host, self.container)
             return
         self._departure.verdict_kill()
-        # CRIU's SIGKILL reaches tasks in a frozen v1 cgroup only when they thaw.
-        self._release_hold()
+        # CRIU kills them, too; but should it die before, they must not outlive the freezer.
+        self._departure.kill_tasks()
+        # Nobody shall hear from here any more, not even an answer to ARP: the address moves now.
+        network.detach(
+            network.describe(
+                bringup.network_of(self.container),
+                self.container.record.id,
+                root_dir=self.host.paths.root,
+            )
+        )
+        heal.thaw(self.host, self.container)  # a frozen task of v1 dies only when it thaws
         # They are dying: none will run another instruction. That their memory is freed is not waited for here.
         self._departure.wait_dying()
 
@@ -358,40 +420,54 @@ class Migration:
         if self._departure is not None and at:
             frozen = self._departure.times["frozen"]
             self.report.downtime_ns = at - self._offset_ns - frozen
-        self._phase("go")
+        self._phase("go", "clean")
         if self._lane is not None:
             self._lane.abort()  # everything arrived, as the destination's count says
         if self._departure is not None:
-            self._departure.wait_killed()
-        with lock_container(self.container):
+            with contextlib.suppress(CriuFault):  # its tasks died under its hands
+                self._departure.wait_killed()
+        if self.container.paths.record.exists():
             lifecycle.remove(self.host, self.container, force=True)
         self._phase("clean")
 
     def resume(self, facts: Facts, stop: threading.Event) -> None:
-        self._stopped = self._stopped or SystemFault(
-            doing="migrating", target=self.report.name, why="it was given up"
-        )
-        if self._lane is not None:
-            self._lane.abort()
+        if facts.get("findings"):
+            self.report.findings = list(facts["findings"])
+            self.report.checks = checks(self._facts, facts["facts"])
+        self._stopped = self._stopped or _given_up(self.container)
+        self._interrupt()
+        self._phase(self._current, "resume")
         if self._departure is not None:
             self._departure.resume()
-        self._release_hold()
+        if self._departure is not None or self._took_over:
+            heal.release(self.host, self.container)
+        if self._lane is not None:
+            self._lane.abort()
 
     def reconnect(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
-        delay = 0.2
-        for attempt in range(RECONNECTS):
+        """A new session with a new agent, with patience. Raises the last attempt's fault."""
+        telling = self._conversed.machine.state is State.ABORTED
+        until = time.monotonic() + (TELLING if telling else REACHING)
+        delay = 0.1
+        while True:
+            left = max(1.0, until - time.monotonic())
             try:
-                return {"link": self._dial()}
-            except TransportFault:
-                if attempt == RECONNECTS - 1:
+                return {"link": self._dial(min(left, 10.0))}
+            except TransportFault as fault:
+                hopeless = isinstance(fault, UnknownHost | HostKeyChanged | AuthRefused)
+                if hopeless or time.monotonic() + delay > until or self._hurry.wait(delay):
                     raise
-                stop.wait(delay)
-                delay = min(5.0, delay * 2)
-        raise AssertionError("the last attempt raises")
+            delay = min(5.0, delay * 2)
 
 
 class _DryRun(RuntimeFault):
     """Not a fault: how a dry run leaves the exchange."""
+
+
+def _given_up(container: Container) -> SystemFault:
+    return SystemFault(
+        doing="migrating", target=f"container {container.record.name}", why="it was given up"
+    )
 
 
 def remote_command() -> list[str]:
@@ -401,9 +477,8 @@ def remote_command() -> list[str]:
 
 def bury_held(host: Host, container: Container) -> None:
     """End tasks that were held frozen for a COMMIT whose process died."""
-    cgroup: cgroups.Cgroup = host.cgroup(container)
-    if cgroup.exists():
-        cgroup.kill()
+    with contextlib.suppress(NotFound):
+        host.cgroup(container).kill()
     bringup.tear_down(host, container)
 
 
@@ -415,15 +490,17 @@ def migrate(
     mode: str = "cold",
     dry_run: bool = False,
     lanes: tuple[str, ...] = (),
-    progress: Progress = lambda phase, count: None,
+    progress: Progress = lambda phase, count, expected: None,
     on_begin: Callable[[Migration], None] = lambda migration: None,
 ) -> Report:
     """Move container NAME to TARGET ([USER@]HOST[:PORT]). Raises why it stayed."""
     host.ready()
     container = host.find(name)
-    container.require("running", doing="migrating")
-    migration = Migration(
-        host, container, target, mode=mode, dry_run=dry_run, lanes=lanes, progress=progress
-    )
-    on_begin(migration)
-    return migration.run()
+    with lock_container(container, wait=3.0):
+        container = host.find(container.record.id)
+        container.require("running", doing="migrating")
+        migration = Migration(
+            host, container, target, mode=mode, dry_run=dry_run, lanes=lanes, progress=progress
+        )
+        on_begin(migration)
+        return migration.run()

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ckpt import SOFTWARE
 from ckpt.ops.departure import cpu_features
 from ckpt.ops.host import Host
 from runtime.container import record as records
@@ -23,6 +24,7 @@ from runtime.network.config import NetworkConfig
 Finding = dict[str, str]
 _SPARE = 256 << 20
 """Bytes of memory that a destination should have left over."""
+_SPARE_DISK = 64 << 20
 
 
 def finding(what: str, why: str, hint: str = "") -> Finding:
@@ -43,7 +45,7 @@ def source_facts(host: Host, container: Container, pids: list[int]) -> dict[str,
         "kernel": platform.release(),
         "criu": host.criu.text,
         "cpu_features": list(cpu_features()),
-        "layers": list(record.layers),
+        "layers": {digest: host.layers.info(digest).data_bytes for digest in record.layers},
         "network": record.network,
         "memory": memory_of(pids),
         "files": tree_size(container.paths.upper),
@@ -53,6 +55,28 @@ def source_facts(host: Host, container: Container, pids: list[int]) -> dict[str,
             if mount.get("type") == "bind" or "bind" in mount.get("options", [])
         ],
     }
+
+
+def checks(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What preflight compared, a row each, from both hosts' facts; what speaks against it are the findings."""
+    missing = set(there.get("missing_layers", []))
+    need = sum(size for digest, size in here["layers"].items() if digest in missing)
+
+    def mib(count: float) -> str:
+        return f"{count / (1 << 20):.0f} MiB"
+
+    rows = [
+        ("ckpt", SOFTWARE, there.get("software", "?")),
+        ("kernel", here["kernel"], there.get("kernel", "?")),
+        ("CRIU", here["criu"], there.get("criu", "?")),
+        ("processor", here["arch"], there.get("arch", "?")),
+        ("memory", f"{mib(here['memory'])} in use", f"{mib(there.get('memory_free', 0))} free"),
+        ("files", mib(here["files"] + need), f"{mib(there.get('disk_free', 0))} free"),
+        ("layers", str(len(here["layers"])), f"{len(missing)} missing, {mib(need)}"),
+        ("network", str(here["network"].get("kind")), "free"),
+        ("name", here["name"], "free"),
+    ]
+    return [{"what": what, "here": str(ours), "there": str(theirs)} for what, ours, theirs in rows]
 
 
 def source_findings(container: Container, pids: list[int]) -> list[Finding]:
@@ -204,11 +228,14 @@ def destination_findings(host: Host, facts: Mapping[str, Any]) -> list[Finding]:
                 "memory", f"{facts['memory'] >> 20} MiB are needed, {free >> 20} MiB are available"
             )
         )
-    disk = os.statvfs(host.paths.root)
-    if disk.f_bavail * disk.f_frsize < facts["files"] + (64 << 20):
+    need = facts["files"] + sum(int(facts["layers"][digest]) for digest in _missing(host, facts))
+    if disk_free(host) < need + _SPARE_DISK:
         found.append(
             finding(
-                "disk", f"{facts['files'] >> 20} MiB of files, and {host.paths.root} is too full"
+                "disk",
+                f"{need >> 20} MiB of files are coming, {disk_free(host) >> 20} MiB are free "
+                f"in {host.paths.root}",
+                "ckpt checkpoints prune there makes room",
             )
         )
     for source in facts["binds"]:
@@ -234,12 +261,30 @@ def _names(host: Host, facts: Mapping[str, Any]) -> list[Finding]:
 
 def destination_facts(host: Host, facts: Mapping[str, Any]) -> dict[str, Any]:
     """What the source must know to go on: what is missing here."""
+    try:
+        criu = host.criu.text
+    except RuntimeFault as fault:
+        criu = fault.why
     return {
-        "missing_layers": [digest for digest in facts["layers"] if not host.layers.has(digest)],
+        "missing_layers": _missing(host, facts),
+        "software": SOFTWARE,
+        "arch": platform.machine(),
         "kernel": platform.release(),
-        "criu": host.criu.text,
+        "criu": criu,
         "pipe_max": pipe_max(),
+        "memory_free": available_memory(),
+        "disk_free": disk_free(host),
     }
+
+
+def _missing(host: Host, facts: Mapping[str, Any]) -> list[str]:
+    return [digest for digest in facts["layers"] if not host.layers.has(digest)]
+
+
+def disk_free(host: Host) -> int:
+    """Bytes that root may still write below ckpt's root."""
+    disk = os.statvfs(host.paths.root)
+    return disk.f_bavail * disk.f_frsize
 
 
 def available_memory() -> int:

@@ -3,25 +3,32 @@
 Migrations first: each side's journal says how far it came, and transport/recovery.py what follows. Then containers
 whose monitor is gone without a word (a reboot, a kill): what they hold is freed, and what was wanted running is
 started again. Then drafts and leases that belong to nobody.
+
+A source whose migrating process was killed does its part by itself: see `abandoned`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import Any
 
-from ckpt.ops import arrival, lifecycle
+from ckpt.ops import arrival, heal, lifecycle, stops, tidy
 from ckpt.ops import migrate as migrating
 from ckpt.ops.bringup import tear_down
 from ckpt.ops.host import Host, lock_container
-from ckpt.ops.journal import Entry, Journal, entries
-from runtime.container.record import Container
+from ckpt.ops.journal import Entry, Journal, entries, of_container
+from runtime.container.record import LIVE, Container, Record
 from runtime.errors import Conflict, NotFound, RuntimeFault
 from runtime.network import host as network
 from transport.errors import TransportFault
 from transport.protocol import Outcome, State
 
 Did = dict[str, Any]
+_AT_REST = (State.RUNNING, State.CLEANED, State.ABORTED)
+"""What a journal may say of a container that is otherwise like any other."""
+REMEMBERED = 30 * 24 * 3600 * 10**9
+"""Nanoseconds that a destination remembers what came here, for a source that was interrupted and asks."""
 
 
 def recover(host: Host, *, only: str | None = None, assume: str | None = None) -> list[Did]:
@@ -37,19 +44,38 @@ def recover(host: Host, *, only: str | None = None, assume: str | None = None) -
                 doing="recovering", target=f"migration {only}", why="there is no journal of it"
             )
         return done
-    busy = {entry.container for entry in entries(host.paths.journals)}
+    busy = {e.container for e in entries(host.paths.journals) if State(e.state) not in _AT_REST}
     for container in host.containers():
         if container.record.id not in busy:
             done += _container(host, container)
     for name in host.store.sweep():
         done.append({"what": f"draft {name}", "did": "removed"})
-    swept = host.layers.sweep()
-    if swept:
-        done.append({"what": f"{swept} half-made layers", "did": "removed"})
+    done += [{"what": what, "did": "removed"} for what in tidy.after_agents(host)]
     live = {container.record.id for container in host.containers()}
     for identity in network.sweep(live, root_dir=host.paths.root):
         done.append({"what": f"network of {identity}", "did": "released"})
     return done
+
+
+def abandoned(host: Host, identity: str) -> None:
+    """Called by a container's monitor: the process that dumped it is gone without a word.
+
+    A migration is carried on from its journal: given up, or finished. Where the other host can't be reached from
+    here, that part stays for `ckpt recover`.
+    """
+    try:
+        container = host.find(identity)
+    except NotFound:
+        return
+    for entry in of_container(host.paths.journals, container.record.id):
+        if entry.role == "source":
+            _migration(host, entry, None)
+    with (
+        contextlib.suppress(NotFound),
+        lock_container(container, wait=heal.LETTING_GO, settled=False),
+    ):
+        if not heal.is_decided(host, container):
+            heal.release(host, container)
 
 
 def _migration(host: Host, entry: Entry, assume: str | None) -> Did:
@@ -58,6 +84,8 @@ def _migration(host: Host, entry: Entry, assume: str | None) -> Did:
         journal = Journal.load(host.paths.journals, entry.id, entry.role)
     except Conflict:
         return {"what": what, "did": "is under way"}
+    except NotFound:
+        return {"what": what, "did": "has just ended"}
     with journal:
         if entry.role == "source":
             return {"what": what, "did": _source(host, journal)}
@@ -66,58 +94,94 @@ def _migration(host: Host, entry: Entry, assume: str | None) -> Did:
 
 def _source(host: Host, journal: Journal) -> str:
     """The source's journal is the one that decides."""
-    state = State(journal.entry.state)
-    try:
-        container = host.find(journal.entry.container)
-    except NotFound:
-        journal.forget()
-        return "the container is gone; forgotten"
-    migration = migrating.Migration(host, container, journal.entry.peer)
-    migration.take_over(journal)
-    try:
-        outcome, cause = migration.conclude(state)
-    except (RuntimeFault, TransportFault) as fault:
-        return f"not finished: {fault}"
+    entry, state = journal.entry, State(journal.entry.state)
+    with contextlib.ExitStack() as held:
+        try:
+            container = host.find(entry.container)
+            held.enter_context(lock_container(container, settled=False))
+        except NotFound:
+            if state in (State.RUNNING, State.CLEANED):
+                journal.forget()
+                return "finished: it runs at the destination"
+            container = _gone(host, entry)
+        except Conflict as fault:
+            return f"not finished: {fault}"
+        migration = migrating.Migration(host, container, entry.peer)
+        migration.take_over(journal)
+        stops.reached("heal")
+        try:
+            outcome, cause = migration.conclude(state)
+        except (RuntimeFault, TransportFault, OSError) as fault:
+            return f"not finished: {fault}"
     if outcome is Outcome.MOVED:
         return "finished: it runs at the destination"
     if outcome is Outcome.ABORTED:
-        journal.forget()
+        if migration.untold:
+            return f"given up: it runs here; {entry.peer} could not be told: {cause}"
         return "given up: it runs here"
     return f"not finished: {cause}"
 
 
+def _gone(host: Host, entry: Entry) -> Container:
+    """In place of a container that was removed since: the other host still has to hear of it."""
+    record = Record(
+        id=entry.container,
+        name=entry.name,
+        created_ns=0,
+        spec={},
+        layers=[],
+        id_base=0,
+        id_size=0,
+        network={"kind": "none"},
+    )
+    return Container(host.paths, record)
+
+
 def _destination(host: Host, journal: Journal, assume: str | None) -> str:
-    state = State(journal.entry.state)
-    identity = journal.entry.container
+    state, entry = State(journal.entry.state), journal.entry
     if state is State.PREPARED and assume is None:
         return (
-            "waits for the source's word; ckpt recover there, or here "
-            "--assume committed|aborted if it is gone for good"
+            f"waits for the word of {entry.peer}: ckpt recover there, or here "
+            "--assume committed|aborted if that host is gone for good"
         )
     if state is State.COMMITTED or (state is State.PREPARED and assume == "committed"):
         if state is State.PREPARED:
             journal.write(State.COMMITTED)
-        try:
-            arrival.release_held(host, identity)
-        except RuntimeFault as fault:
-            return f"not finished: {fault}"
-        journal.write(State.RUNNING)
-        return "finished: it runs here"
+        return _run_here(host, journal)
     if state in (State.RUNNING, State.CLEANED):
+        if time.time_ns() - entry.changed_ns < REMEMBERED:
+            return f"it runs here; {entry.peer} has not said that it knows"
         journal.forget()
         return "was finished; forgotten"
     journal.write(State.ABORTED)
-    arrival.discard_held(host, identity)
+    arrival.discard_held(host, entry.id)
     journal.forget()
     return "given up: nothing of it is left here"
+
+
+def _run_here(host: Host, journal: Journal) -> str:
+    try:
+        arrival.release_held(host, journal.entry.id)
+    except NotFound:
+        journal.write(State.RUNNING)
+        return "it was removed here"
+    except RuntimeFault as fault:
+        container = arrival.arrived_by(host, journal.entry.id)
+        if container.status().state in LIVE:
+            return f"not finished: {fault}"
+        # This host went down: the processes are lost, as those of every container here; the files are not.
+        journal.write(State.RUNNING)
+        return "what was prepared is lost; its files are here: ckpt start"
+    journal.write(State.RUNNING)
+    return "finished: it runs here"
 
 
 def _container(host: Host, container: Container) -> list[Did]:
     state = container.status().state
     what = f"container {container.record.name}"
-    if state in lifecycle.LIVE:
+    if state in LIVE:
         return []
-    with contextlib.suppress(Conflict), lock_container(container):
+    with contextlib.suppress(Conflict, NotFound), lock_container(container, wait=0):
         container = host.find(container.record.id)
         if container.status().state == "creating" and not container.paths.status.exists():
             lifecycle.remove(host, container, force=True)

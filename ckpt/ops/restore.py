@@ -82,7 +82,12 @@ class Incoming:
         self.fault: BaseException | None = None
         self.size = 0
         self.parts: tuple[PartInfo, ...] = ()
+        self._cancel = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="incoming", daemon=True)
+
+    def cancel(self) -> None:
+        """End it now, from any thread: whoever waits sees Cancelled."""
+        os.eventfd_write(self._cancel, 1)
 
     def start(self) -> None:
         self._thread.start()
@@ -117,13 +122,17 @@ class Incoming:
         self.check()
 
     def close(self) -> None:
+        if self._cancel < 0:
+            return
         self._thread.join(5)
         self.spool.close()
+        os.close(self._cancel)
+        self._cancel = -1
 
     def _run(self) -> None:
         try:
             sinks = _Sinks(self)
-            with StreamReader(self._fd) as reader:
+            with StreamReader(self._fd, cancel_fd=self._cancel) as reader:
                 received = receive(reader, sinks, on_manifest=self._on_manifest)  # type: ignore[arg-type]
             self.size = received.size
             self.parts = received.parts

@@ -38,6 +38,7 @@ class Restorer:
         self.log = work / "restore.log"
         self.directory = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._control: Control | None = None
+        self._resumed = False
         self.resumed_ns = 0
         """CLOCK_REALTIME when CRIU had let the tasks run."""
 
@@ -90,15 +91,19 @@ class Restorer:
         assert self._control is not None
         self._control.call("hold")
 
-    def adopt(self, control: Control) -> None:
-        """Recovery: speak to a monitor that another process started and that waits for a word."""
+    def adopt(self, control: Control, action: str) -> None:
+        """Recovery: speak to a monitor that another process started, whose hook ACTION waits for a word."""
         self._control = control
+        self._resumed = action == "post-resume"
 
     def go(self) -> int:
         """Let the tasks run; returns the init's pid once the monitor has it. Raises CriuFault."""
         assert self._control is not None
-        self._verdict(0)
-        self.resumed_ns = self._wait_for("post-resume", 30.0, lambda: None).at_ns
+        if self._resumed:
+            self.resumed_ns = time.time_ns()
+        else:
+            self._verdict(0)
+            self.resumed_ns = self._wait_for("post-resume", 30.0, lambda: None).at_ns
         self._verdict(0)
         answer = self._control.expect(30.0, doing="finishing the restore of")
         return int(answer["pid"])

@@ -1,0 +1,72 @@
+"""A dump whose process is gone without a word: its container is made whole again.
+
+    killed before COMMIT   CRIU's hook fails, or its stream of images: CRIU undoes what it did and lets the tasks go.
+                           They may still be held by the freezer, for an instant (see Migration.write_journal)
+    CRIU killed as well    the kernel lets the tasks go; sockets in repair mode and the network lock stay
+    killed after COMMIT    the freezer holds the tasks, whatever CRIU does: they never run again
+
+The container's monitor sees its connection end and starts `ckpt internal abandoned`, so that this needs nobody's
+attention; `ckpt recover` does the same. Everything here may be done again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterable
+
+from ckpt.ops import journal
+from ckpt.ops.bringup import network_of
+from ckpt.ops.host import Host
+from runtime.container.record import Container
+from runtime.criu import aftermath
+from runtime.errors import NotFound, RuntimeFault
+
+LETTING_GO = 30.0
+"""Seconds for a CRIU that has lost us to undo what it did."""
+
+
+def is_decided(host: Host, container: Container) -> bool:
+    """Whether the container lives on elsewhere, as a journal here says."""
+    found = journal.of_container(host.paths.journals, container.record.id)
+    return any(map(journal.decided, found))
+
+
+def release(host: Host, container: Container) -> None:
+    """Let the container's tasks run and communicate, whatever a dump left on them."""
+    pids: list[int] = []
+    with contextlib.suppress(NotFound):
+        pids = host.cgroup(container).pids()
+    if not pids:
+        return
+    wait_untraced(pids, LETTING_GO)
+    if network_of(container).kind != "host":
+        aftermath.release(pids)
+    thaw(host, container)
+
+
+def thaw(host: Host, container: Container) -> None:
+    """Undo the freezer's hold; fine if there is none."""
+    with contextlib.suppress(RuntimeFault):
+        host.cgroup(container).thaw()
+
+
+def wait_untraced(pids: Iterable[int], limit: float) -> bool:
+    """Whether within LIMIT seconds nobody traces any of PIDS any more: CRIU has let go, or is dead."""
+    until = time.monotonic() + limit
+    while any(map(_tracer, pids)):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _tracer(pid: int) -> int:
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            for line in file:
+                if line.startswith("TracerPid:"):
+                    return int(line.split()[1])
+    except OSError:
+        pass  # it ended
+    return 0
