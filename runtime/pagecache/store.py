@@ -1,0 +1,171 @@
+"""Memory of tasks, kept in memfds in which a page's offset is its address.
+
+One sparse memfd per task. What follows from "offset is address": there is no table of ranges to keep, whatever the
+task maps or unmaps between two rounds; which pages there are is asked from the file (SEEK_DATA), so that this too is
+kept in one place only; a page that isn't there is a page of zeros, and a page that became zero is made a hole. The file
+can be handed to another process (the pager), and is not lost with this one.
+
+Bytes get into it through windows of 1 GiB, mapped when first needed: a record's pages are read from the lane directly
+to where they belong. A window is address space only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+
+from runtime.memory_calls import punch_hole
+
+TYPE_CHECKING = False  # importing typing costs the pager milliseconds
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+PAGE = 4096
+WINDOW = 1 << 30
+ADDRESS_END = 1 << 56
+"""User addresses of x86-64 and aarch64, five-level page tables included, end here."""
+_DIGEST_STEP = 1 << 20
+
+
+class TaskPages:
+    """The pages of one task. fd: the memfd, owned; or one received from another process."""
+
+    def __init__(self, fd: int | None = None) -> None:
+        if fd is None:
+            fd = os.memfd_create("ckpt-pages", os.MFD_CLOEXEC)
+            os.ftruncate(fd, ADDRESS_END)
+        self.fd = fd
+        self._windows: dict[int, memoryview] = {}
+        self._bases: dict[int, int] = {}
+
+    def close(self) -> None:
+        """Give back the descriptor and the windows; views that are still in use keep theirs."""
+        self._windows.clear()
+        self._bases.clear()
+        os.close(self.fd)
+
+    def _window(self, number: int) -> memoryview:
+        view = self._windows.get(number)
+        if view is None:
+            mapped = mmap.mmap(self.fd, WINDOW, offset=number * WINDOW)
+            # Read by address out of order as faults come: readahead has nothing to read.
+            view = self._windows[number] = memoryview(mapped)
+        return view
+
+    def views(self, start: int, end: int) -> list[memoryview]:
+        """The memory of that range, to be read or written in place: a view for each window that it touches.
+
+        Raises OSError. Looking at a page that isn't there makes it be there.
+        """
+        out = []
+        while start < end:
+            number, at = divmod(start, WINDOW)
+            size = min(end - start, WINDOW - at)
+            out.append(self._window(number)[at : at + size])
+            start += size
+        return out
+
+    def address(self, start: int) -> int:
+        """Where the page at START lies in this process; contiguous up to the next multiple of WINDOW."""
+        number, at = divmod(start, WINDOW)
+        base = self._bases.get(number)
+        if base is None:
+            base = ctypes.addressof(ctypes.c_char.from_buffer(self._window(number)))
+            self._bases[number] = base
+        return base + at
+
+    def forget(self, start: int, end: int) -> None:
+        """Pages from START to END are zeros, or not there any more. Gives their memory back."""
+        punch_hole(self.fd, start, end - start)
+
+    def runs(self, start: int = 0, end: int = ADDRESS_END) -> Iterator[tuple[int, int]]:
+        """The populated ranges between two addresses, in order."""
+        at = start
+        while at < end:
+            try:
+                at = os.lseek(self.fd, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == 6:  # ENXIO: nothing more
+                    return
+                raise
+            if at >= end:
+                return
+            stop = min(os.lseek(self.fd, at, os.SEEK_HOLE), end)
+            yield at, stop
+            at = stop
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory in use."""
+        return os.fstat(self.fd).st_blocks * 512
+
+    def digest(self, ranges: Sequence[tuple[int, int]], update: object) -> None:
+        """Call UPDATE with all bytes of RANGES in order, holes as zeros, without populating them.
+
+        For comparing with the digest of the same ranges of a stopped task (pagesource.digest_of).
+        """
+        assert callable(update)
+        for start, end in ranges:
+            for at in range(start, end, _DIGEST_STEP):
+                update(os.pread(self.fd, min(_DIGEST_STEP, end - at), at))
+
+
+class PageStore:
+    """Pages of several tasks, by task id (the process id as the container sees it).
+
+    Use as a context manager. limit: bytes of memory that all tasks together may have (see room()).
+    """
+
+    def __init__(self, *, limit: int | None = None) -> None:
+        self.limit = limit
+        self._tasks: dict[int, TaskPages] = {}
+        self._added = 0
+        self._known = 0
+
+    def __enter__(self) -> PageStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for pages in self._tasks.values():
+            pages.close()
+        self._tasks.clear()
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._tasks)
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __contains__(self, task: int) -> bool:
+        return task in self._tasks
+
+    def __getitem__(self, task: int) -> TaskPages:
+        """The task's pages; an empty set is made for a new one."""
+        pages = self._tasks.get(task)
+        if pages is None:
+            pages = self._tasks[task] = TaskPages()
+        return pages
+
+    def drop(self, task: int) -> None:
+        """The task has ended: give its pages back."""
+        pages = self._tasks.pop(task, None)
+        if pages is not None:
+            pages.close()
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory in use by all tasks."""
+        return sum(pages.size for pages in self._tasks.values())
+
+    def room(self, count: int) -> bool:
+        """Whether COUNT bytes more are within the limit. Asks the kernel only when that could matter."""
+        if self.limit is None:
+            return True
+        self._added += count
+        if self._known + self._added > self.limit:
+            self._known, self._added = self.size, count
+        return self._known + self._added <= self.limit

@@ -1,0 +1,170 @@
+"""Reading pages of another process, as many ranges at a time as a system call takes."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import mmap
+import os
+from collections.abc import Iterable, Iterator, Sequence
+
+from runtime.errors import NotFound, from_os_error
+from runtime.memory_calls import IOV_MAX, process_vm_readv
+
+PAGE = 4096
+Range = tuple[int, int]
+"""[start, end): addresses, both multiples of PAGE."""
+
+
+class Buffer:
+    """Page-aligned memory of SIZE bytes that a batch is read into."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        self.view = memoryview(self._map)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+
+
+def batches(runs: Iterable[Range], size: int) -> Iterator[list[Range]]:
+    """RUNS cut into lists of at most SIZE bytes and IOV_MAX ranges each, in order."""
+    batch: list[Range] = []
+    room = size
+    for start, end in runs:
+        while start < end:
+            take = min(end - start, room)
+            batch.append((start, start + take))
+            start += take
+            room -= take
+            if not room or len(batch) == IOV_MAX:
+                yield batch
+                batch, room = [], size
+    if batch:
+        yield batch
+
+
+class TaskReader:
+    """The memory of process PID (host's id), running or not. Use as a context manager.
+
+    Reading needs CAP_SYS_PTRACE over the task. Its memory stays the one of this process even if the id is reused.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        try:
+            self._memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise from_os_error(
+                error, doing="reading the memory of", target=f"process {pid}"
+            ) from error
+
+    def __enter__(self) -> TaskReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        os.close(self._memory)
+
+    def read(self, batch: Sequence[Range], buffer: Buffer) -> tuple[list[Range], list[Range]]:
+        """Read BATCH (see batches()) into the buffer's beginning, without gaps.
+
+        Returns what was read, and what could not be because it isn't mapped any more. Raises NotFound when the process
+        has gone.
+        """
+        try:
+            done = process_vm_readv(self.pid, buffer.address, batch)
+        except OSError as error:
+            if error.errno == errno.ESRCH:
+                raise self._gone() from error
+            if error.errno != errno.EFAULT:
+                raise from_os_error(
+                    error, doing="reading the memory of", target=f"process {self.pid}"
+                ) from error
+            done = 0
+        if done == sum(end - start for start, end in batch):
+            return list(batch), []
+        return self._carefully(batch, buffer, done - done % PAGE)
+
+    def _carefully(
+        self, batch: Sequence[Range], buffer: Buffer, done: int
+    ) -> tuple[list[Range], list[Range]]:
+        """After DONE bytes came a page that isn't there, or that may not be read (PROT_NONE), which mem(5) can."""
+        read: list[Range] = []
+        gone: list[Range] = []
+        at = 0
+        mapped = self._mapped()
+        for start, end in batch:
+            size = end - start
+            if done >= size:
+                read.append((start, end))
+                done -= size
+                at += size
+                continue
+            if done:
+                read.append((start, start + done))
+                at += done
+                start += done
+                done = 0
+            for piece_start, piece_end, is_there in _split(start, end, mapped):
+                if not is_there:
+                    gone.append((piece_start, piece_end))
+                    continue
+                for page in range(piece_start, piece_end, PAGE):
+                    if self._page(page, buffer, at):
+                        read.append((page, page + PAGE))
+                        at += PAGE
+                    else:
+                        gone.append((page, page + PAGE))
+        return joined(read), joined(gone)
+
+    def _page(self, page: int, buffer: Buffer, at: int) -> bool:
+        try:
+            return os.preadv(self._memory, [buffer.view[at : at + PAGE]], page) == PAGE
+        except OSError:
+            return False
+
+    def _mapped(self) -> list[Range]:
+        try:
+            with open(f"/proc/{self.pid}/maps", "rb") as file:
+                lines = file.read().splitlines()
+        except (FileNotFoundError, ProcessLookupError) as error:
+            raise self._gone() from error
+        found = []
+        for line in lines:
+            start, _, end = line.split(b" ", 1)[0].partition(b"-")
+            found.append((int(start, 16), int(end, 16)))
+        return joined(found)
+
+    def _gone(self) -> NotFound:
+        return NotFound(
+            doing="reading the memory of", target=f"process {self.pid}", why="it has ended"
+        )
+
+
+def _split(start: int, end: int, mapped: Sequence[Range]) -> Iterator[tuple[int, int, bool]]:
+    """The pieces of a range that are mapped, and those that aren't."""
+    at = start
+    for low, high in mapped:
+        if high <= at:
+            continue
+        if low >= end:
+            break
+        if low > at:
+            yield at, low, False
+        yield max(at, low), min(end, high), True
+        at = min(end, high)
+    if at < end:
+        yield at, end, False
+
+
+def joined(ranges: Iterable[Range]) -> list[Range]:
+    """RANGES, in their order, with those that touch made one."""
+    out: list[Range] = []
+    for start, end in ranges:
+        if out and out[-1][1] == start:
+            out[-1] = (out[-1][0], end)
+        else:
+            out.append((start, end))
+    return out

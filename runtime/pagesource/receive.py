@@ -1,0 +1,172 @@
+"""Records in, pages in a store: the other end of send.py. Nothing that arrives is trusted.
+
+Plain pages are read from the lane to where they belong in the store, with one readv for all ranges of a record;
+compressed ones are unpacked and copied there.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Sequence
+
+import zstandard
+from blake3 import blake3
+
+from runtime.errors import BadInput, Conflict, RuntimeFault, SystemFault, TimedOut, from_os_error
+from runtime.memory_calls import IOV_MAX
+from runtime.pagecache.store import PageStore
+from runtime.pagesource import wire
+from runtime.pagesource.send import STALL
+from runtime.pagesource.wire import PAGE, Counts, Encoding, Head, Kind, Mark
+
+MAX_TASKS = 1 << 15
+"""Tasks of one container; each costs us a descriptor."""
+
+
+class PageReceiver:
+    """Reads page records from FD, which it doesn't close, into STORE. digest: as the sender has it."""
+
+    def __init__(self, fd: int, store: PageStore, *, digest: bool = True) -> None:
+        self._fd = fd
+        self._store = store
+        self._hasher = blake3() if digest else None
+        self._unpack = zstandard.ZstdDecompressor()
+        self.counts = Counts()
+
+    def until_mark(self) -> Mark:
+        """Carry out records up to and including the next mark, which is compared with what came.
+
+        Raises BadInput (no such stream), Conflict (not what was sent), SystemFault (the lane ended, no memory left),
+        TimedOut. The store is then of no use.
+        """
+        while True:
+            before = self._hasher.digest() if self._hasher is not None else bytes(32)
+            head = wire.parse_head(self._read(wire.HEAD.size))
+            self.counts.records += 1
+            if head.kind is Kind.MARK:
+                return self._mark(head, before)
+            entries = self._read(head.entries_size) if head.entries else b""
+            try:
+                self._carry_out(head, entries)
+            except OSError as error:
+                raise from_os_error(error, doing="keeping", target="pages") from error
+
+    def _mark(self, head: Head, digest: bytes) -> Mark:
+        mark = wire.parse_mark(self._read(head.payload))
+        if mark.counts != self.counts or mark.digest != digest:
+            raise Conflict(
+                doing="receiving", target="pages",
+                why=f"{self.counts} arrived, {mark.counts} were sent"
+                if mark.counts != self.counts
+                else "they are not those that were sent",
+            )  # fmt: skip
+        return mark
+
+    def _carry_out(self, head: Head, entries: bytes) -> None:
+        if head.kind is Kind.ENDED:
+            self._store.drop(head.task)
+            return
+        if head.task not in self._store and len(self._store) >= MAX_TASKS:
+            raise _bad(f"more than {MAX_TASKS} tasks")
+        if head.kind is Kind.SAME:
+            self._same(head.task, entries)
+            return
+        runs = wire.parse_extents(entries)
+        count = sum(end - start for start, end in runs) // PAGE
+        if head.kind is Kind.PAGES:
+            self._pages(head, runs, count)
+            return
+        pages = self._store[head.task]
+        for start, end in runs:
+            pages.forget(start, end)
+        if head.kind is Kind.ZEROS:
+            self.counts.zeros += count
+        else:
+            self.counts.gone += count
+
+    def _pages(self, head: Head, runs: Sequence[wire.Range], count: int) -> None:
+        size = count * PAGE
+        if size > wire.MAX_PAYLOAD or (head.encoding is Encoding.PLAIN and size != head.payload):
+            raise _bad(f"{head.payload} bytes for {count} pages")
+        self._require_room(size)
+        pages = self._store[head.task]
+        places = [view for start, end in runs for view in pages.views(start, end)]
+        self.counts.pages += count
+        if head.encoding is Encoding.PLAIN:
+            self._read_into(places)
+            return
+        try:
+            plain = self._unpack.decompress(self._read(head.payload), max_output_size=size)
+        except zstandard.ZstdError as error:
+            raise _bad(f"undecodable pages ({error})") from None
+        if len(plain) != size:
+            raise _bad(f"{len(plain)} bytes for {count} pages")
+        at = 0
+        source = memoryview(plain)
+        for place in places:
+            place[:] = source[at : at + len(place)]
+            at += len(place)
+
+    def _same(self, task: int, entries: bytes) -> None:
+        for same in wire.parse_same(entries):
+            if same.source_task not in self._store:
+                raise _bad(f"a reference to task {same.source_task}")
+            size = same.end - same.start
+            self._require_room(size)
+            source = self._store[same.source_task]
+            data = b"".join(bytes(view) for view in source.views(same.source, same.source + size))
+            at = 0
+            for place in self._store[task].views(same.start, same.end):
+                place[:] = data[at : at + len(place)]
+                at += len(place)
+            self.counts.same += size // PAGE
+
+    def _require_room(self, size: int) -> None:
+        if not self._store.room(size):
+            raise SystemFault(
+                doing="keeping", target="pages", why=f"more than {self._store.limit} bytes of memory",
+                hint="stop something on this host, or use --mode cold",
+            )  # fmt: skip
+
+    # ---- reading
+
+    def _read(self, size: int) -> bytes:
+        data = bytearray(size)
+        self._read_into([memoryview(data)])
+        return bytes(data)
+
+    def _read_into(self, views: Sequence[memoryview]) -> None:
+        left = list(views)
+        while left:
+            self._wait()
+            try:
+                done = os.readv(self._fd, left[:IOV_MAX])
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                raise from_os_error(error, doing="receiving", target="pages") from error
+            if not done:
+                raise SystemFault(
+                    doing="receiving", target="pages", why="the lane ended", retry=True
+                )
+            while left and done >= len(left[0]):
+                done -= len(left[0])
+                del left[0]
+            if done:
+                left[0] = left[0][done:]
+        if self._hasher is not None:
+            for view in views:
+                self._hasher.update(view)
+
+    def _wait(self) -> None:
+        poller = select.poll()
+        poller.register(self._fd, select.POLLIN)
+        if not poller.poll(STALL * 1000):
+            raise TimedOut(
+                doing="receiving", target="pages", why=f"nothing came for {STALL:g} s", retry=True
+            )
+
+
+def _bad(what: str) -> RuntimeFault:
+    return BadInput(doing="receiving", target="pages", why=what)

@@ -1,0 +1,185 @@
+"""The records of a page stream; no I/O here.
+
+    record   head (16 bytes), entries, payload
+    head     kind u8, encoding u8, 0 u16, task u32, entries u32, payload bytes u32; all little-endian
+
+    PAGES    entries: extents; payload: the pages' bytes one after the other, plain or one zstd frame
+    ZEROS    entries: extents; these pages are zeros now
+    GONE     entries: extents; these pages are not mapped any more, or not ours to carry any more
+    SAME     entries: extent, address, task; these pages are equal to those, as last told by an earlier record
+    ENDED    no entries: the task has gone with all its pages
+    MARK     no entries; payload: counts of all records so far and their digest
+
+    extent   u64: address of the first page, with (pages - 1) in its lower 12 bits
+
+Order matters: each record replaces what earlier ones said of the same pages. A stream has no end of its own: the two
+sides agree on which mark is the last, and compare it.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass
+
+from runtime.errors import BadInput
+
+PAGE = 4096
+HEAD = struct.Struct("<BBHIII")
+_SAME = struct.Struct("<QQI")
+_MARK = struct.Struct("<QQQQQ32s")
+MAX_EXTENT = 4096
+"""Pages: what 12 bits can say."""
+MAX_PAYLOAD = 1 << 20
+"""Bytes of pages in one record: small enough to stay in a CPU's second-level cache between reading, looking and
+writing; larger ones measured no faster."""
+MAX_ENTRIES = 4096
+_ADDRESS_END = 1 << 56
+Range = tuple[int, int]
+
+
+class Kind(enum.IntEnum):
+    PAGES = 1
+    ZEROS = 2
+    GONE = 3
+    SAME = 4
+    ENDED = 5
+    MARK = 6
+
+
+class Encoding(enum.IntEnum):
+    PLAIN = 0
+    ZSTD = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    kind: Kind
+    encoding: Encoding
+    task: int
+    entries: int
+    payload: int
+
+    @property
+    def entries_size(self) -> int:
+        return self.entries * (_SAME.size if self.kind is Kind.SAME else 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Same:
+    """Pages at `start`..`end` of the record's task equal those from `source` on of `source_task`."""
+
+    start: int
+    end: int
+    source: int
+    source_task: int
+
+
+@dataclass(slots=True)
+class Counts:
+    """Of all records before a mark. In pages, but for records."""
+
+    records: int = 0
+    pages: int = 0
+    zeros: int = 0
+    same: int = 0
+    gone: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """digest: blake3 over all records so far as they were on the wire, marks included; zeros if not computed."""
+
+    counts: Counts
+    digest: bytes
+
+
+def build_head(
+    kind: Kind, task: int, entries: int, payload: int, encoding: Encoding = Encoding.PLAIN
+) -> bytes:
+    return HEAD.pack(kind, encoding, 0, task, entries, payload)
+
+
+def parse_head(data: bytes) -> Head:
+    """Raises BadInput for what isn't a head of this version, or is larger than records may be."""
+    kind, encoding, zero, task, entries, payload = HEAD.unpack(data)
+    try:
+        head = Head(Kind(kind), Encoding(encoding), task, entries, payload)
+    except ValueError:
+        raise _bad(f"a record of kind {kind}, encoding {encoding}") from None
+    if zero or entries > MAX_ENTRIES or payload > MAX_PAYLOAD:
+        raise _bad(f"a {head.kind.name} record of {entries} entries and {payload} bytes")
+    with_payload = head.kind in (Kind.PAGES, Kind.MARK)
+    with_entries = head.kind not in (Kind.ENDED, Kind.MARK)
+    if bool(payload) != with_payload or bool(entries) != with_entries:
+        raise _bad(f"a {head.kind.name} record of {entries} entries and {payload} bytes")
+    if head.kind is Kind.MARK and payload != _MARK.size:
+        raise _bad(f"a mark of {payload} bytes")
+    if head.encoding is not Encoding.PLAIN and head.kind is not Kind.PAGES:
+        raise _bad(f"an encoded {head.kind.name} record")
+    return head
+
+
+def extents(runs: Iterable[Range]) -> list[int]:
+    """RUNS as extents."""
+    out = []
+    for start, end in runs:
+        pages = (end - start) // PAGE
+        while pages > MAX_EXTENT:
+            out.append(start | (MAX_EXTENT - 1))
+            start += MAX_EXTENT * PAGE
+            pages -= MAX_EXTENT
+        out.append(start | (pages - 1))
+    return out
+
+
+def build_extents(numbers: Sequence[int]) -> bytes:
+    return struct.pack(f"<{len(numbers)}Q", *numbers)
+
+
+def parse_extents(data: bytes) -> list[Range]:
+    """Raises BadInput for addresses that no task has."""
+    out = []
+    for number in struct.unpack(f"<{len(data) // 8}Q", data):
+        start = number & ~(PAGE - 1)
+        end = start + ((number & (PAGE - 1)) + 1) * PAGE
+        if end > _ADDRESS_END:
+            raise _bad(f"pages at {start:#x}")
+        out.append((start, end))
+    return out
+
+
+def build_same(entries: Iterable[Same]) -> bytes:
+    """Each at most MAX_EXTENT pages."""
+    return b"".join(
+        _SAME.pack(
+            same.start | (((same.end - same.start) // PAGE) - 1), same.source, same.source_task
+        )
+        for same in entries
+    )
+
+
+def parse_same(data: bytes) -> Iterator[Same]:
+    """Raises BadInput for addresses that no task has."""
+    for number, source, task in _SAME.iter_unpack(data):
+        ((start, end),) = parse_extents(struct.pack("<Q", number))
+        if source % PAGE or source + end - start > _ADDRESS_END:
+            raise _bad(f"pages at {source:#x}")
+        yield Same(start, end, source, task)
+
+
+def build_mark(mark: Mark) -> bytes:
+    return _MARK.pack(*astuple(mark.counts), mark.digest)
+
+
+def parse_mark(data: bytes) -> Mark:
+    *counts, digest = _MARK.unpack(data)
+    return Mark(Counts(*counts), digest)
+
+
+def _bad(what: str) -> BadInput:
+    return BadInput(
+        doing="receiving", target="pages", why=f"{what}: not what this ckpt sends",
+        hint="use the same ckpt on both sides",
+    )  # fmt: skip
