@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from ckpt.ops import readiness
 from ckpt.ops.departure import Departure
 from ckpt.ops.host import Host, lock_container
+from ckpt.ops.interrupt import shielded
 from images.bundle_stream import StreamWriter
 from images.manifest import Manifest
 from runtime.container.record import Container, check_name
-from runtime.errors import from_os_error
+from runtime.errors import BadInput, from_os_error
 
 
 def default_name(container: Container) -> str:
@@ -30,6 +33,7 @@ def to_store(
     container = host.find(name)
     with lock_container(container):
         title = check_name(checkpoint or default_name(container), "checkpoint name")
+        readiness.require(host, container, store=True)
         with (
             host.store.begin(title) as draft,
             Departure(
@@ -45,9 +49,7 @@ def to_store(
                 departure.finish_running()
                 return draft.publish(replace(manifest, times=departure.times))
             published = draft.publish(replace(manifest, times=departure.times))
-            container.record.wanted = "stopped"
-            container.save()
-            departure.kill()
+            _end(container, departure)
             return published
 
 
@@ -64,6 +66,7 @@ def to_stream(
     container = host.find(name)
     with lock_container(container):
         title = check_name(checkpoint or default_name(container), "checkpoint name")
+        readiness.require(host, container, store=False)
         with (
             StreamWriter(fd, digest=True) as writer,
             Departure(
@@ -84,10 +87,17 @@ def to_stream(
             if leave_running:
                 departure.finish_running()
             else:
-                container.record.wanted = "stopped"
-                container.save()
-                departure.kill()
+                _end(container, departure)
             return manifest
+
+
+def _end(container: Container, departure: Departure) -> None:
+    """The checkpoint is whole: the tasks die. A Ctrl-C now must not leave them dead and still wanted."""
+    with shielded():
+        departure.verdict_kill()
+        container.record.wanted = "stopped"
+        container.save()
+        departure.wait_killed()
 
 
 def to_file(
@@ -100,19 +110,38 @@ def to_file(
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[int]:
-    """A descriptor to write; the file gets its name when the block ends well, and is on disk then."""
+    """A descriptor to write; the file gets its name when the block ends well, and is on disk then.
+
+    Until then it has none (O_TMPFILE, open(2)), so that nothing of it is left however we end. Where the file system
+    can't do that, it has a hidden one meanwhile.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
+    if path.is_dir():
+        raise BadInput(doing="writing", target=str(path), why="it is a directory")
     try:
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fd, nameless = _open_new(temporary)
     except OSError as error:
         raise from_os_error(error, doing="creating", target=str(path)) from None
     try:
         yield fd
         os.fsync(fd)
+        if nameless:
+            os.link(f"/proc/self/fd/{fd}", temporary, follow_symlinks=True)
         os.rename(temporary, path)
     finally:
         os.close(fd)
         temporary.unlink(missing_ok=True)
+
+
+def _open_new(temporary: Path) -> tuple[int, bool]:
+    """A new file to write, and whether it has no name yet."""
+    flags = os.O_RDWR | os.O_CLOEXEC
+    try:
+        return os.open(temporary.parent, flags | os.O_TMPFILE, 0o600), True
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+            raise
+    return os.open(temporary, flags | os.O_CREAT | os.O_EXCL, 0o600), False
 
 
 @contextlib.contextmanager

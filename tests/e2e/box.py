@@ -130,6 +130,17 @@ class Box:
         names = self.call("ps", "-a", "-q").stdout.split()
         if names:
             self.call("rm", "-f", *names)
+        until(lambda: not self._ending())
+
+    def _ending(self) -> list[str]:
+        """Monitors whose last act is still under way."""
+        word = f"--root\0{self.root}\0internal\0ended".encode()
+        found = []
+        for entry in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                if word in entry.read_bytes():
+                    found.append(entry.parent.name)
+        return found
 
 
 def until(ask: Callable[[], Any], *, seconds: float = 60.0) -> Any:
