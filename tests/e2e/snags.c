@@ -56,12 +56,27 @@ static void ghost(const char *path, const char *size)
 	need(unlink(path), path);
 }
 
-static void unix_client(const char *path)
+static int unix_client(const char *path)
 {
 	struct sockaddr_un address = {.sun_family = AF_UNIX};
 	int fd = socket(AF_UNIX, SOCK_STREAM, 0);
 	strncpy(address.sun_path, path, sizeof address.sun_path - 1);
 	need(connect(fd, (struct sockaddr *)&address, sizeof address), path);
+	return fd;
+}
+
+/* Takes a descriptor from whoever listens at the path, and lets go of the connection. */
+static void receive(const char *path)
+{
+	char byte, space[CMSG_SPACE(sizeof(int))];
+	struct iovec data = {&byte, 1};
+	struct msghdr message = {
+		.msg_iov = &data, .msg_iovlen = 1, .msg_control = space, .msg_controllen = sizeof space};
+	int connection = unix_client(path);
+	need(recvmsg(connection, &message, 0), "recvmsg");
+	if (CMSG_FIRSTHDR(&message) == NULL)
+		need(-1, "no descriptor came");
+	close(connection);
 }
 
 /* Serves one connection at a time: sends back what comes. */
@@ -112,6 +127,8 @@ int main(int argc, char **argv)
 		ghost(argv[2], argv[3]);
 	else if (!strcmp(name, "unix"))
 		unix_client(argv[2]);
+	else if (!strcmp(name, "receive"))
+		receive(argv[2]);
 	else if (!strcmp(name, "memory"))
 		memory(argv[2]);
 	else if (!strcmp(name, "echo")) {

@@ -184,16 +184,21 @@ def test_a_unix_connection_to_the_outside(box: Box, volume: Path) -> None:
         refused_early(box, "client", "Unix socket", "outside")
 
 
-def test_a_terminal_from_outside(box: Box) -> None:
+def test_a_terminal_from_outside(box: Box, volume: Path) -> None:
     master, slave = pty.openpty()
     try:
-        name = os.ttyname(slave)
-        flags = ("--userns", "host", "-v", f"{name}:/tty")
-        start(box, "tty", "hold", "/tty", flags=flags)
-        refused_early(box, "tty", "terminal", "outside")
+        with _unix_server(volume / "socket", slave):
+            start(box, "tty", "receive", "/vol/socket", flags=("-v", f"{volume}:/vol"))
+        refused_early(box, "tty", "a terminal from outside", os.ttyname(slave))
     finally:
         os.close(master)
         os.close(slave)
+
+
+def test_a_file_from_outside(box: Box, volume: Path, tmp_path: Path) -> None:
+    with open(tmp_path / "secret", "w") as file, _unix_server(volume / "socket", file.fileno()):
+        start(box, "file", "receive", "/vol/socket", flags=("-v", f"{volume}:/vol"))
+    refused_early(box, "file", "a file from outside", "inherited")
 
 
 def test_a_container_that_does_not_run(box: Box) -> None:
@@ -240,14 +245,21 @@ def _comm(pid: int) -> str:
 
 
 @contextlib.contextmanager
-def _unix_server(path: Path) -> Iterator[None]:
-    """Accepts one connection and holds it."""
+def _unix_server(path: Path, gift: int | None = None) -> Iterator[None]:
+    """Accepts one connection and holds it; the descriptor GIFT goes to whoever connects."""
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
         path.chmod(0o777)
         server.listen()
         held: list[socket.socket] = []
-        accepting = threading.Thread(target=lambda: held.append(server.accept()[0]))
+
+        def accept() -> None:
+            with contextlib.suppress(OSError):
+                held.append(server.accept()[0])
+                if gift is not None:
+                    socket.send_fds(held[0], [b"x"], [gift])
+
+        accepting = threading.Thread(target=accept)
         accepting.start()
         try:
             yield
