@@ -126,7 +126,9 @@ def whole_file(path: Path) -> Iterator[int]:
         yield fd
         os.fsync(fd)
         if nameless:
-            os.link(f"/proc/self/fd/{fd}", temporary, follow_symlinks=True)
+            # Python follows the link only where it calls linkat(2), as for a directory's descriptor (which an
+            # absolute path leaves unused); its plain link(2) would link the link.
+            os.link(f"/proc/self/fd/{fd}", temporary, src_dir_fd=fd, follow_symlinks=True)
         os.rename(temporary, path)
     finally:
         os.close(fd)
