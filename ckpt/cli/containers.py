@@ -62,11 +62,11 @@ def kill(host: Host, names: tuple[str, ...], number: str) -> None:
 
 def _signal(text: str) -> int:
     try:
-        return (
-            int(text)
-            if text.isdigit()
-            else int(signal.Signals["SIG" + text.upper().removeprefix("SIG")])
-        )
+        if text.isdigit():
+            if 1 <= int(text) < signal.NSIG:
+                return int(text)
+            raise KeyError
+        return int(signal.Signals["SIG" + text.upper().removeprefix("SIG")])
     except KeyError:
         raise BadInput(
             doing="reading", target=f"signal {text!r}", why="there is none such"

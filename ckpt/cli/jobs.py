@@ -7,12 +7,12 @@ import sys
 import click
 
 from ckpt.cli import show
-from ckpt.cli.types import CONTAINER, command, json_option
+from ckpt.cli.types import CONTAINER, TAKES_COMMAND, command, inner_command, json_option
 from ckpt.ops import execute
 from ckpt.ops.host import Host
 
 
-@command("exec")
+@command("exec", context_settings=TAKES_COMMAND)
 @click.option("-d", "--detach", is_flag=True, help="Print the job's number and don't wait.")
 @click.option("-i", "--interactive", is_flag=True, help="Keep standard input open.")
 @click.option("-t", "--tty", is_flag=True, help="A terminal.")
@@ -41,7 +41,7 @@ def exec_(
     ckpt exec -it web -- sh
     ckpt exec -d web -- backup.sh
     """
-    job = execute.Job(args, env, workdir, user, terminal=tty, stdin=interactive)
+    job = execute.Job(inner_command(args), env, workdir, user, terminal=tty, stdin=interactive)
     control, number = execute.start_job(host, name, job, attach=not detach)
     with control:
         if detach:

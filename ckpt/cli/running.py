@@ -9,13 +9,13 @@ from typing import Any
 import click
 
 from ckpt.cli.flags import RUN, options, wish_of
-from ckpt.cli.types import command
+from ckpt.cli.types import TAKES_COMMAND, command, inner_command
 from ckpt.ops import create as creating
 from ckpt.ops import execute, lifecycle
 from ckpt.ops.host import Host, lock_container
 
 
-@command("run", context_settings={"ignore_unknown_options": False})
+@command("run", context_settings=TAKES_COMMAND)
 @options(RUN)
 @click.option("-d", "--detach", is_flag=True, help="Don't wait for its end.")
 @click.option("--rm", is_flag=True, help="Remove it when it has ended.")
@@ -30,7 +30,7 @@ def run(host: Host, rootfs: str, args: tuple[str, ...], detach: bool, **flags: A
     ckpt run --rm -it ./debian -- bash
     ckpt run -d --name db --memory 1g -p 5432:5432 ./pg.tar.zst -- postgres -D /data
     """
-    wish = wish_of(host, flags, rootfs, args)
+    wish = wish_of(host, flags, rootfs, inner_command(args))
     if detach:
         container = creating.run(host, wish)
         click.echo(container.record.name)
@@ -51,7 +51,7 @@ def run(host: Host, rootfs: str, args: tuple[str, ...], detach: bool, **flags: A
     sys.exit(end["exit_code"])
 
 
-@command("create")
+@command("create", context_settings=TAKES_COMMAND)
 @options(RUN)
 @click.option("--rm", is_flag=True, help="Remove it when it has ended.")
 @click.argument("rootfs")
@@ -63,16 +63,16 @@ def create(host: Host, rootfs: str, args: tuple[str, ...], **flags: Any) -> None
     ckpt create --name web ./rootfs -- nginx -g 'daemon off;'
     ckpt start web
     """
-    click.echo(creating.create(host, wish_of(host, flags, rootfs, args)).record.name)
+    click.echo(creating.create(host, wish_of(host, flags, rootfs, inner_command(args))).record.name)
 
 
-@command("spec")
+@command("spec", context_settings=TAKES_COMMAND)
 @options(RUN)
 @click.argument("rootfs")
 @click.argument("args", nargs=-1, type=click.UNPROCESSED)
 def spec(host: Host, rootfs: str, args: tuple[str, ...], **flags: Any) -> None:
     """Print the OCI spec that these flags produce."""
-    click.echo(json.dumps(wish_of(host, flags, rootfs, args).spec, indent=2))
+    click.echo(json.dumps(wish_of(host, flags, rootfs, inner_command(args)).spec, indent=2))
 
 
 COMMANDS = [run, create, spec]

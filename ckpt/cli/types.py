@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem
 
 from ckpt.cli.edge import guarded
 from ckpt.ops.host import Host
-from runtime.errors import RuntimeFault
+from runtime.errors import BadInput, RuntimeFault
 
 pass_host: Callable[[Callable[..., Any]], Callable[..., Any]] = click.make_pass_decorator(Host)
 
@@ -53,13 +53,31 @@ CONTAINER = ContainerName()
 CHECKPOINT = CheckpointName()
 
 
+# Everything after the container's name or root file system belongs to the command in it.
+TAKES_COMMAND = {"allow_interspersed_args": False}
+
+
+def inner_command(args: tuple[str, ...]) -> tuple[str, ...]:
+    """The command line without the `--` that may stand before it. Raises BadInput for an option in its place."""
+    if args[:1] == ("--",):
+        return args[1:]
+    if args and args[0].startswith("-"):
+        raise BadInput(
+            doing="reading",
+            target=args[0],
+            why="options come before the container; here its command begins",
+            hint="-- before a command that begins with a dash",
+        )
+    return args
+
+
 def command(
     name: str, **settings: Any
 ) -> Callable[[Callable[..., Any] | click.Command], click.Command]:
     """A click command whose faults become one line and an exit code, and that gets the host as its first argument."""
 
     def decorate(function: Any) -> click.Command:
-        made: click.Command = click.command(name, **settings)(pass_host(guarded(function)))
+        made: click.Command = click.command(name, **settings)(pass_host(guarded(function)))  # type: ignore[no-untyped-call, unused-ignore]
         params = getattr(function, "__click_params__", None)
         if params:
             made.params = list(reversed(params))
