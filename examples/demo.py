@@ -291,7 +291,7 @@ def verdict(screen: Screen, result: dict[str, Any], seconds: float) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--keys", type=int, default=100_000, help="default: %(default)s")
-    parser.add_argument("--moves", type=int, default=6, help="default: %(default)s")
+    parser.add_argument("--moves", type=int, default=4, help="default: %(default)s")
     parser.add_argument(
         "--pause", type=float, default=1.5, help="seconds between moves; default: %(default)s"
     )
