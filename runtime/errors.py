@@ -37,8 +37,9 @@ class RuntimeFault(Exception):
     def __str__(self) -> str:
         head = f"{self.doing} {self.target}".strip()
         tail = f" ({self.hint})" if self.hint else ""
-        # One line, whatever an outside program or a spec put into its texts.
-        return " ".join(f"{head}: {self.why}{tail}".split())
+        # One line that steers no terminal, whatever an outside program or a spec put into its texts.
+        line = " ".join(f"{head}: {self.why}{tail}".split())
+        return "".join(c if c.isprintable() else "?" for c in line)
 
     def __reduce__(self) -> tuple[object, ...]:
         # Exception's own pickling passes args by position; ours are by keyword only.
