@@ -247,6 +247,9 @@ def detach(prepared: Prepared) -> None:
                 what = f"{prepared.host_end} from its bridge"
                 sock.request(links.change(end.index, what, up=False, master=0))
     except OSError as error:
+        if error.errno == errno.ENODEV:
+            # Gone since it was found: a dead container's network namespace takes the cable along.
+            return
         raise from_os_error(error, doing="detaching", target=_what(error)) from error
 
 
