@@ -15,15 +15,16 @@ import json
 import logging
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
-from tests.vm.cargo import cargo
+from tests.vm.cargo import cargo, checkout_files
 from tests.vm.guest import Guest, GuestError
 from tests.vm.image import CannotBuild, Image, image
-from tests.vm.installed import installed
+from tests.vm.installed import HOME, installed
 from tests.vm.segment import Segment
-from tests.vm.settings import CACHE, DEFAULT_SUITE, GUESTS
+from tests.vm.settings import CACHE, DEFAULT_SUITE, GUESTS, REPO
 
 NAME = "ckpt-vmhand"
 PLACE = CACHE / "hand"
@@ -59,6 +60,17 @@ def _up(name: str, suite: str, init: str, *, bare: bool) -> None:
     guest.wait()
 
 
+def _sync(guest: Guest) -> None:
+    """Python code only: what has to be built or installed needs a new guest."""
+    names = "\0".join(checkout_files())
+    pack = ["tar", "-czf", "-", "-C", str(REPO), "--null", "--ignore-failed-read", "-T", "-"]
+    packed = subprocess.run(pack, input=names.encode(), stdout=subprocess.PIPE, check=True).stdout
+    guest.run(f"tar -xzf - -C {HOME} --no-same-owner", input=packed, text=False)
+    guest.run(
+        f"cd {HOME} && cp -r ckpt runtime images transport /usr/local/lib/ckpt/venv/lib/python3*/site-packages/"
+    )
+
+
 def _down() -> None:
     for name in GUESTS:
         if (PLACE / name / "guest.json").exists():
@@ -77,6 +89,9 @@ def main(words: list[str]) -> int:
             case ["ssh", name, *command]:
                 guest = _guest(name)
                 os.execvp("nsenter", guest.argv(*(command or ["exec $SHELL -l"])))
+            case ["sync", *names]:
+                for name in names:
+                    _sync(_guest(name))
             case ["cut", name]:
                 _guest(name).cut_power()
             case ["start", name]:

@@ -33,9 +33,10 @@ KERNEL_ARGUMENTS = (
     " nowatchdog audit=0 net.ifnames=0 root=/dev/vda rw"
 )
 
-_LAB = (
-    "linux-image-cloud-amd64 systemd-sysv dbus udev kmod cron make tar iputils-ping busybox-static"
-).split()
+_LAB = [
+    *("linux-image-cloud-amd64", "systemd-sysv", "dbus", "udev", "kmod", "cron"),
+    *("make", "tar", "iputils-ping", "busybox-static", "netcat-openbsd"),
+]
 
 
 def packages(suite: str) -> list[str]:

@@ -1,0 +1,84 @@
+"""Containers move from one machine to the other, and back, while a client talks to them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.vm.guest import Guest
+from tests.vm.pair import ROOTFS, Pair, ckpt_json, states
+from tests.vm.settings import SUBNET
+
+pytestmark = pytest.mark.timeout(900)
+
+ADDRESS = f"{SUBNET}.50"
+_TICKER = f"--network l2=br0,ip={ADDRESS}/24 {ROOTFS} -- ticker -m 16 -p 7000"
+
+
+def _start(guest: Guest, words: str, name: str = "mover") -> None:
+    guest.run(f"ckpt run -d --name {name} {words}")
+    while "ready" not in guest.text("ckpt", "logs", name):
+        pass
+
+
+def test_an_established_connection_survives_the_way_there_and_back(pair: Pair) -> None:
+    _start(pair.a, _TICKER)
+    with pair.client(ADDRESS, 7000) as client:
+        pair.a.run("ckpt migrate mover b", timeout=400)
+        assert states(pair.a) == {}
+        assert states(pair.b) == {"mover": "running"}
+        pair.b.run("ckpt migrate mover a", timeout=400)
+        assert states(pair.a) == {"mover": "running"}
+        assert client.stop()["exchanged"] > 10
+
+
+def test_limits_are_at_the_destination_what_they_were_at_the_source(pair: Pair) -> None:
+    limits = "-m 96m --cpus 0.5 --pids-limit 50 --cpu-shares 512"
+    _start(pair.a, f"{limits} --network none {ROOTFS} -- ticker -m 16")
+    files = "memory.max cpu.max pids.max cpu.weight"
+    show = (
+        f"cd $(dirname $(grep -l . /sys/fs/cgroup/ckpt*/*/cgroup.procs | head -n 1)) && cat {files}"
+    )
+    before = pair.a.text(show)
+    pair.a.run("ckpt migrate mover b", timeout=400)
+    assert pair.b.text(show) == before
+    assert str(96 << 20) in before
+
+
+def test_a_dry_run_says_what_is_to_be_expected_and_changes_nothing(pair: Pair) -> None:
+    _start(pair.a, f"--network none {ROOTFS} -- ticker")
+    pair.a.run("ckpt migrate mover b --dry-run")
+    assert states(pair.a) == {"mover": "running"}
+    assert states(pair.b) == {}
+
+
+def test_a_published_port_answers_at_the_new_place(pair: Pair) -> None:
+    _start(pair.a, f"--network bridge --publish 8070:7000 {ROOTFS} -- ticker -p 7000")
+    with pair.client(pair.a.address, 8070) as client:
+        client.stop()
+    pair.a.run("ckpt migrate mover b", timeout=400)
+    with pair.client(pair.b.address, 8070) as client:
+        client.stop()
+
+
+def test_a_destination_that_loses_power_midway_leaves_the_source_running(pair: Pair) -> None:
+    """The destination's power is cut before COMMIT: the source goes on."""
+    _start(pair.a, _TICKER)
+    moving = pair.a.popen("ckpt migrate mover b --timeout 60")
+    while pair.b.text("ls /var/lib/ckpt/migrations 2>/dev/null || true") == "":
+        assert moving.poll() is None, "it was over before the power could be cut"
+    pair.b.cut_power()
+    assert moving.wait(timeout=300) != 0
+    assert states(pair.a) == {"mover": "running"}
+    pair.b.start()
+    pair.b.wait()
+    pair.b.run("ckpt recover")
+    assert states(pair.b) == {}
+    with pair.client(ADDRESS, 7000) as client:
+        assert client.stop()["exchanged"] >= 0
+
+
+def test_what_moved_is_listed_with_its_new_address(pair: Pair) -> None:
+    _start(pair.a, _TICKER)
+    pair.a.run("ckpt migrate mover b", timeout=400)
+    (entry,) = ckpt_json(pair.b, "ps")
+    assert ADDRESS in str(entry)
