@@ -181,11 +181,14 @@ class Store:
             raise
 
     def verify(self, name: str) -> Problems:
-        """Everything that is wrong with a checkpoint: read in full. Empty if it is as written."""
+        """Everything that is wrong with a checkpoint: read in full. Empty if it is as written.
+
+        Raises BadInput, NotFound.
+        """
         try:
             with self.open(name) as checkpoint:
                 return checkpoint.verify()
-        except NotFound:
+        except (BadInput, NotFound):
             raise
         except ImageFault as fault:
             return [Problem(MANIFEST_FILE, fault.why)]

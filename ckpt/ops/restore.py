@@ -87,7 +87,8 @@ class Incoming:
 
     def cancel(self) -> None:
         """End it now, from any thread: whoever waits sees Cancelled."""
-        os.eventfd_write(self._cancel, 1)
+        if self._cancel >= 0:
+            os.eventfd_write(self._cancel, 1)
 
     def start(self) -> None:
         self._thread.start()
@@ -239,8 +240,9 @@ def import_stream(host: Host, fd: int, *, name: str = "") -> Manifest:
 
     class Sinks(dict):  # type: ignore[type-arg]
         def __missing__(self, kind: str) -> object:
-            self[kind] = drafts[0].sink(kind, digest=True)
-            return self[kind] if kind == CRIU else LayersAside(host, manifests[0], self[kind])
+            sink = drafts[0].sink(kind, digest=True)
+            self[kind] = sink if kind == CRIU else LayersAside(host, manifests[0], sink)
+            return self[kind]
 
         def __contains__(self, kind: object) -> bool:
             return kind in (CRIU, FILES) and bool(drafts)
