@@ -85,6 +85,12 @@ def build(
     return Frame(place, data, place)
 
 
+def is_frame(data: bytes, gadgets: Gadgets) -> bool:
+    """Whether DATA begins with a frame that was built with these GADGETS."""
+    mark = struct.pack("=QQQQI", gadgets.restore, _UC_FLAGS, 0, 0, _NO_SUCH_STACK_FLAGS)
+    return data[8 * gadgets.pops :].startswith(mark)
+
+
 def resumable(registers: Registers, text: bytes) -> Registers:
     """REGISTERS of a stopped thread as it can load them by itself; TEXT is what stands before its rip.
 

@@ -37,7 +37,7 @@ from pathlib import Path
 from struct import unpack_from
 
 from runtime import syscalls
-from runtime.tracking import frame, gadgets, pagemap, ptrace, uffd
+from runtime.tracking import frame, gadgets, ptrace, uffd
 from runtime.tracking.vmas import Vma, mappings
 
 FLAGS = uffd.USER_MODE_ONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -357,21 +357,23 @@ class _Thread:
             if place - frame.ROOM >= stack.start:
                 return place
             raise Refused("its stack is used to the end", again=True)
-        # It runs on another stack (Go, coroutines): the main one has to be unused where the frame goes.
-        if _unused(self._process.pid, stack):
+        # It runs on another stack (Go, coroutines): the main one must be unused where the frame goes.
+        if self._unused():
             return stack.start + frame.ROOM
         raise Refused("it runs on a stack that isn't its main one, which is used to the end")
 
-
-def _unused(pid: int, stack: Vma) -> bool:
-    """Whether nothing was ever stored in the lowest part of the stack."""
-    end = stack.start + 3 * frame.ROOM
-    if end > stack.end:
-        return False
-    fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        seen = pagemap.entries(fd, stack.start, end)
-    finally:
-        os.close(fd)
-    occupied = pagemap.PRESENT | pagemap.SWAPPED
-    return len(seen) == 3 * frame.ROOM // pagemap.PAGE and not any(e & occupied for e in seen)
+    def _unused(self) -> bool:
+        """Whether the lowest part of the main stack holds nothing, or what we left there when we were killed."""
+        stack, room = self._process.stack, frame.ROOM
+        if stack.start + 3 * room > stack.end:
+            return False
+        data = os.pread(self._process.memory, 3 * room, stack.start)
+        middle = data[room : 2 * room]
+        if any(data[:room]) or any(data[2 * room :]):
+            return False
+        if not any(middle):
+            return True
+        if not frame.is_frame(middle, self._process.gadgets):
+            return False
+        os.pwrite(self._process.memory, bytes(room), stack.start + room)
+        return True
