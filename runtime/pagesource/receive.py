@@ -109,18 +109,28 @@ class PageReceiver:
             at += len(place)
 
     def _same(self, task: int, entries: bytes) -> None:
+        """Neighbours are written together: one call for each range of places, from wherever their equals lie."""
+        places: list[memoryview] = []
+        begin = end = 0
+        target = self._store[task]
         for same in wire.parse_same(entries):
             if same.source_task not in self._store:
                 raise _bad(f"a reference to task {same.source_task}")
+            if same.start != end or len(places) >= IOV_MAX // 2:
+                self._write(target.fd, places, begin)
+                places, begin = [], same.start
             size = same.end - same.start
-            self._require_room(size)
-            source = self._store[same.source_task]
-            data = b"".join(bytes(view) for view in source.views(same.source, same.source + size))
-            at = 0
-            for place in self._store[task].views(same.start, same.end):
-                place[:] = data[at : at + len(place)]
-                at += len(place)
+            places += self._store[same.source_task].views(same.source, same.source + size)
+            end = same.end
             self.counts.same += size // PAGE
+        self._write(target.fd, places, begin)
+
+    def _write(self, fd: int, places: Sequence[memoryview], start: int) -> None:
+        size = sum(map(len, places))
+        if places:
+            self._require_room(size)
+            if os.pwritev(fd, places, start) != size:
+                raise SystemFault(doing="keeping", target="pages", why="no memory left")
 
     def _require_room(self, size: int) -> None:
         if not self._store.room(size):

@@ -94,8 +94,12 @@ class PageSender:
 
     # ---- what can be sent
 
-    def send(self, task: int, reader: TaskReader, runs: Iterable[Range]) -> int:
+    def send(
+        self, task: int, reader: TaskReader, runs: Iterable[Range], *, quick: bool = False
+    ) -> int:
         """The pages of RUNS as they are now. Returns how many there were; those not mapped any more are told as gone.
+
+        quick: don't look for duplicates (for the frozen window, whose pages were all sent before).
 
         Raises NotFound when the task has ended, TimedOut or another RuntimeFault when the lane fails.
         """
@@ -109,7 +113,7 @@ class PageSender:
                 raise
             if gone:
                 self.gone(task, gone)
-            self._send_batch(task, read, buffer)
+            self._send_batch(task, read, buffer, quick)
             pages += sum(end - start for start, end in read) // PAGE
         return pages
 
@@ -148,8 +152,8 @@ class PageSender:
         if self._fault is not None:
             raise self._fault
 
-    def _send_batch(self, task: int, runs: Sequence[Range], buffer: Buffer) -> None:
-        found = self._condenser.condense(task, runs, buffer.view)
+    def _send_batch(self, task: int, runs: Sequence[Range], buffer: Buffer, quick: bool) -> None:
+        found = self._condenser.condense(task, runs, buffer.view, quick=quick)
         total = sum(end - start for start, end in runs) // PAGE
         self.counts.zeros += len(found.zeros)
         self.counts.same += len(found.same)

@@ -150,14 +150,9 @@ def parse_extents(data: bytes) -> list[Range]:
     return out
 
 
-def build_same(entries: Iterable[Same]) -> bytes:
-    """Each at most MAX_EXTENT pages."""
-    return b"".join(
-        _SAME.pack(
-            same.start | (((same.end - same.start) // PAGE) - 1), same.source, same.source_task
-        )
-        for same in entries
-    )
+def build_same(entries: Iterable[tuple[int, int, int]]) -> bytes:
+    """Entries: (address of a page, address and task of one that is equal)."""
+    return b"".join(_SAME.pack(*entry) for entry in entries)
 
 
 def parse_same(data: bytes) -> Iterator[Same]:

@@ -61,10 +61,11 @@ class Answerer:
         try:
             pid = self._whose(caller, fd)
             hidden = self._ranges(pid) if pid is not None else ()
-            if hidden and pid is not None:
-                value = self._scan(number, caller, pid, address, hidden)
-            else:
+            answer = self._scan(number, caller, pid, address, hidden) if pid and hidden else None
+            if answer is None:
                 flags = _CONTINUE
+            else:
+                value = answer
         except OSError as error:
             fault = -(error.errno or errno.EIO)
         except Exception:
@@ -109,13 +110,18 @@ class Answerer:
 
     def _scan(
         self, number: int, caller: int, pid: int, address: int, hidden: Sequence[tuple[int, int]]
-    ) -> int:
-        """Do the scan in CALLER's stead; returns the ioctl's result. Raises OSError with the ioctl's error."""
+    ) -> int | None:
+        """Do the scan in CALLER's stead; returns the ioctl's result, None where the kernel may do it itself.
+
+        Raises OSError with the ioctl's error.
+        """
         memory = os.open(f"/proc/{caller}/mem", os.O_RDWR | os.O_CLOEXEC)
         try:
             fcntl.ioctl(self._listener, _ID_VALID, bytearray(_PID_ID.pack(number)))
             raw = _read(memory, address, scan.ARG.size)
             asked = scan.Scan(raw)
+            if not asked.wants_content:
+                return None
             if asked.size != scan.ARG.size or asked.start > asked.end or asked.start % scan.PAGE:
                 raise OSError(errno.EINVAL, "not a scan that this kernel knows")
             pagemap = self._pagemap(pid)

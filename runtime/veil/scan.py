@@ -20,6 +20,7 @@ PAGEMAP_SCAN = 0xC0606610
 """_IOWR('f', 16, struct pm_scan_arg)"""
 PAGE_IS_PRESENT = 1 << 3
 PAGE_IS_SWAPPED = 1 << 4
+PAGE_IS_GUARD = 1 << 8
 
 ARG = struct.Struct("=12Q")
 """struct pm_scan_arg."""
@@ -44,6 +45,15 @@ class Scan:
         self.size, self.flags, self.start, self.end, self.walk_end, self.vec = values[:6]
         self.vec_len, self.max_pages, self.category_inverted, self.category_mask = values[6:10]
         self.category_anyof_mask, self.return_mask = values[10:]
+
+    @property
+    def wants_content(self) -> bool:
+        """It looks for pages that hold something. Another kind is after guard regions (MADV_GUARD_INSTALL), which CRIU
+        restores itself, in our ranges too."""
+        wanted = self.category_mask | self.category_anyof_mask
+        return bool(wanted & (PAGE_IS_PRESENT | PAGE_IS_SWAPPED)) and not (
+            self.category_mask & PAGE_IS_GUARD
+        )
 
 
 class Result:
