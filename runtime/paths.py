@@ -40,12 +40,17 @@ class ContainerPaths:
         return self.rw / "upper"
 
     @property
+    def logs(self) -> Path:
+        """Everything in it moves with the container."""
+        return self.home / "logs"
+
+    @property
     def log(self) -> Path:
-        return self.home / "log"
+        return self.logs / "log"
 
     @property
     def jobs(self) -> Path:
-        return self.home / "jobs"
+        return self.logs / "jobs"
 
     @property
     def etc(self) -> Path:

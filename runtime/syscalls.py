@@ -88,6 +88,7 @@ SECCOMP_FILTER_FLAG_LOG = 1 << 1
 
 F_SETPIPE_SZ = 1031
 F_GETPIPE_SZ = 1032
+SPLICE_F_NONBLOCK = 2
 
 _LINUX_CAPABILITY_VERSION_3 = 0x20080522
 
@@ -270,6 +271,14 @@ def pipe_size(fd: int, size: int) -> int:
         except PermissionError:
             size //= 2
     return fcntl.fcntl(fd, F_GETPIPE_SZ)
+
+
+def tee(source: int, target: int, count: int) -> int:
+    """Copy what is in pipe SOURCE into pipe TARGET without consuming it; at most COUNT bytes. Never waits."""
+    done: int = _libc.tee(source, target, ctypes.c_size_t(count), SPLICE_F_NONBLOCK)
+    if done < 0:
+        raise _fail("tee")
+    return done
 
 
 def bpf(command: int, attr: bytes) -> tuple[int, bytes]:

@@ -23,6 +23,9 @@ from ckpt.ops.bringup import Surroundings, bring_up, network_of, resources_of
 from ckpt.ops.create import forget, write_etc
 from ckpt.ops.departure import cpu_features
 from ckpt.ops.host import Host
+from ckpt.ops.late import MAX_SIZE as MAX_LATE
+from ckpt.ops.late import NAME as LATE
+from ckpt.ops.late import Late
 from images.criu_stream import Serve
 from images.manifest import Manifest
 from images.moving import Mover
@@ -32,9 +35,10 @@ from images.sources import Source
 from runtime.container import idrange
 from runtime.container.record import Container, Record, check_free, check_name, new_id
 from runtime.control import Control
+from runtime.criu import affinity
 from runtime.criu.failures import CriuFault
 from runtime.criu.restore import Restorer
-from runtime.errors import NotFound, Unsupported, WrongState
+from runtime.errors import BadInput, NotFound, Unsupported, WrongState
 from runtime.files import locked
 from runtime.network import host as network
 from runtime.network import plan as addresses
@@ -43,6 +47,7 @@ from runtime.tree.receive import receive
 
 RESTORE_LIMIT = 3600.0
 _UPPER = "upper-"
+_LOGS = "logs-"
 _LAYER = "layer-"
 
 
@@ -64,6 +69,7 @@ class Arrival:
         self.around: Surroundings
         self.restorer: Restorer
         self.times: dict[str, int] = {}
+        self.late: Late | None = None
         self._faults: list[BaseException] = []
         self._server: threading.Thread | None = None
 
@@ -143,6 +149,7 @@ class Arrival:
         for path in (self.container.paths.upper, self.container.paths.rw / "work"):
             path.mkdir(mode=0o755, parents=True)
         self.container.paths.etc.mkdir(mode=0o755)
+        self.container.paths.logs.mkdir(mode=0o700)
         write_etc(self.container)
 
     def _forget(self) -> None:
@@ -155,6 +162,9 @@ class Arrival:
 
     def apply_upper(self, fd: int) -> None:
         receive(fd, str(self.container.paths.upper), id_shift=self.id_shift)
+
+    def apply_logs(self, fd: int) -> None:
+        receive(fd, str(self.container.paths.logs))
 
     @property
     def id_shift(self) -> tuple[int, int] | None:
@@ -201,7 +211,15 @@ class Arrival:
             # The container's directories go; what CRIU said about it stays.
             fault.log = self.host.keep_log(fault.log, f"{self.name}-restore")
             raise
+        self._carry_on()
         self.times["prepared"] = time.time_ns()
+
+    def _carry_on(self) -> None:
+        """What CRIU doesn't restore; nothing has run yet."""
+        if self.late is None:
+            return
+        self.late.carry_on(self.around.control)
+        affinity.apply(self.around.cgroup.pids(), self.late.affinity)
 
     def _serve(self, serve: Serve, source: Source) -> None:
         try:
@@ -311,9 +329,35 @@ class _FilesSink:
     def open(self, name: str) -> Part:
         if name.startswith(_UPPER):
             return _TreePart(self._arrival.apply_upper)
+        if name.startswith(_LOGS):
+            return _TreePart(self._arrival.apply_logs)
+        if name == LATE:
+            return _LatePart(self._arrival)
         if name.startswith(_LAYER):
             return layer_part(self._arrival.host, self._arrival.manifest, name)
         raise NotFound(doing="receiving", target=name, why="nothing of that name is known here")
+
+
+class _LatePart:
+    """Reads the late part, and gives it to the arrival when it is whole."""
+
+    def __init__(self, arrival: Arrival) -> None:
+        self._arrival = arrival
+        self._data = b""
+
+    def take(self, mover: Mover, source: int, count: int, hashers: Any = ()) -> None:
+        if len(self._data) + count > MAX_LATE:
+            raise BadInput(doing="receiving", target=LATE, why="it is too large")
+        data = mover.read_exact(source, count)
+        for hasher in hashers:
+            hasher.update(data)
+        self._data += data
+
+    def close(self) -> None:
+        self._arrival.late = Late.from_bytes(self._data)
+
+    def abandon(self) -> None:
+        pass
 
 
 class LayersAside:

@@ -71,6 +71,7 @@ def bring_up(
         if restore is None:
             reset_run_state(container)
         hooks.due(container)
+        container.paths.logs.mkdir(mode=0o700, exist_ok=True)
         around.cgroup = cgroups.create(host.layout, host.cgroup_parent, container.record.id)
         if limits:
             around.cgroup.apply(resources_of(container))

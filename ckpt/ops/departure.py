@@ -22,6 +22,8 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from ckpt.ops.host import Host
+from ckpt.ops.late import NAME as LATE
+from ckpt.ops.late import Late
 from images import remaps
 from images.criu_stream import Capture
 from images.manifest import Manifest, Rootfs
@@ -31,7 +33,7 @@ from images.pour import pour_bytes, pour_pipe
 from runtime import launch
 from runtime.container.record import Container
 from runtime.control import Control
-from runtime.criu import aftermath
+from runtime.criu import affinity, aftermath
 from runtime.criu.dump import Dumper
 from runtime.criu.failures import CriuFault
 from runtime.criu.watches import watched_paths
@@ -67,10 +69,13 @@ class Departure:
         self._verdict = False
         self._tasks: list[int] = []
         self._capture: Capture | None = None
+        self._init_pid = 0
         base = container.record.id_base
         shift = (base, container.record.id_size) if base else None
         self.upper = Synchroniser(str(container.paths.upper), id_shift=shift)
         self.rounds = 0
+        self._logs = Synchroniser(str(container.paths.logs))
+        self._log_rounds = 0
 
     def __enter__(self) -> Departure:
         return self
@@ -104,6 +109,7 @@ class Departure:
         )
         externals = launch.external_points(self.container)
         self.quiesced["externals"] = [list(pair) for pair in externals]
+        self._init_pid = status.init_pid
         pids = self.host.cgroup(self.container).pids()
         work = self.container.paths.run / "criu"
         work.mkdir(mode=0o700, exist_ok=True)
@@ -150,6 +156,8 @@ class Departure:
 
     def sync_upper(self, target: Target, *, frozen: bool = False) -> int:
         """One round over the upper directory, as a part of its own; returns bytes of file content sent."""
+        if not self.rounds:
+            self.sync_logs(target)
         name = f"upper-{self.rounds:03d}.tree"
         self.rounds += 1
         suspects = self._mapped() if frozen else ()
@@ -158,6 +166,22 @@ class Departure:
             name,
             lambda fd: self.upper.round(fd, frozen=frozen, suspects=suspects).data_bytes,
         )
+
+    def sync_logs(self, target: Target, *, frozen: bool = False) -> None:
+        """One round over the logs of the container and its jobs."""
+        name = f"logs-{self._log_rounds:03d}.tree"
+        self._log_rounds += 1
+        part_by(target, name, lambda fd: self._logs.round(fd, frozen=frozen).data_bytes)
+
+    def _late(self, target: Target) -> None:
+        """What is known only now: the ends of jobs, input not read yet, and what CRIU leaves out."""
+        assert self._control is not None
+        pids = self.host.cgroup(self.container).pids()
+        late = Late(affinity=affinity.read(self._init_pid, pids))
+        late.settle(self._control)
+        self.sync_logs(target, frozen=True)
+        with Mover(doing="copying", target=LATE) as mover:
+            pour_bytes(target.sink(FILES), LATE, late.to_bytes(), mover)
 
     def _mapped(self) -> set[bytes]:
         """Files that tasks may have changed through shared mappings, which leave no timestamp behind."""
@@ -216,6 +240,7 @@ class Departure:
             dumper.require_alive()
         # CRIU opens its first image when every task is frozen: what the files are now is what they stay.
         self.sync_upper(target, frozen=True)
+        self._late(target)
         self.times["files"] = time.time_ns()
         dumper.dumped(DUMP_LIMIT, checked)
         while not capture.complete:

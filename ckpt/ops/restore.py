@@ -21,7 +21,7 @@ from images.parts import CRIU, FILES, PartInfo
 from images.receive import receive
 from images.rewrite import FilteredSink, FilteredSource
 from images.spool import Spool
-from images.store import Draft
+from images.draft import Draft
 from runtime.container.record import Container, check_name
 
 

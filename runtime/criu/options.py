@@ -35,13 +35,15 @@ def dump_argv(
     images: str,
     log: str,
     externals: Iterable[tuple[str, str]],
+    watched: Iterable[str] = (),
     own_network: bool,
     leave_running: bool,
     timeout: int,
 ) -> list[str]:
     """`criu dump` of the tree of PID. IMAGES: the socket's directory (85 characters at most); LOG is relative to it.
 
-    EXTERNALS: pairs of mount point in the container and key. TIMEOUT: seconds for the freezing.
+    EXTERNALS: pairs of mount point in the container and key. WATCHED: where its inotify watches are.
+    TIMEOUT: seconds for the freezing.
     """
     argv = [criu, "dump", *_COMMON, "-t", str(pid), "-D", images, "-o", log]
     argv += ["--network-lock", "nftables" if own_network else "skip", "--timeout", str(timeout)]
@@ -51,6 +53,8 @@ def dump_argv(
         argv.append("--leave-running")
     for point, key in externals:
         argv += ["--external", f"mnt[{point}]:{key}"]
+    for path in watched:
+        argv += ["--irmap-scan-path", path]
     return argv
 
 

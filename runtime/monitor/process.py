@@ -69,6 +69,11 @@ class Process:
                 for client in self.clients:
                     client.output(KINDS[role], data)
 
+    @property
+    def unsent(self) -> bytes:
+        """Input that does not fit into the pipe yet."""
+        return b"".join(self._input)
+
     def feed(self, data: bytes) -> None:
         """Input from a follower; none means its end."""
         if "stdin" not in self.streams.ours:

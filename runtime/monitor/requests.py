@@ -7,7 +7,7 @@ import json
 import os
 import signal
 
-from runtime.monitor import inside, jobs
+from runtime.monitor import handover, inside, jobs
 from runtime.stage import first
 
 TYPE_CHECKING = False  # importing typing costs the monitor half a megabyte
@@ -203,6 +203,8 @@ REQUESTS = {
     "attach": attach,
     "exec": exec_,
     "quiesce": quiesce,
+    "settle": handover.settle,
+    "carry_on": handover.carry_on,
     "resume": resume,
     "verdict": verdict,
     "hold": hold,

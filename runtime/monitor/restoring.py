@@ -39,6 +39,8 @@ class Restoring:
         """The last hook that asked."""
         self.held = False
         """Prepared by a migration: its peer's end is no reason to give up."""
+        self.jobs: dict[str, Any] = {}
+        """Jobs that the old monitor knew, those that ended included."""
         self._answer = -1
 
     def begin(self) -> None:
@@ -155,7 +157,7 @@ class Restoring:
             init_ticks=ticks,
             started_ns=restore["started_ns"] or time.time_ns(),
             main_pid=restore["main_pid"],
-            jobs={str(n): p.info for n, p in monitor.processes.items() if n},
+            jobs=self.jobs | {str(n): p.info for n, p in monitor.processes.items() if n},
         )
         monitor.starter.answer(event="restored", pid=pid)
 
