@@ -135,8 +135,9 @@ def _build(suite: str, key: str, names: list[str], folder: Path) -> None:
             raise CannotBuild(f"not installed: {tool}")
     began = time.monotonic()
     log.info("building Debian %s (%s)", suite, key)
+    # Nothing is ever mounted in it as others see it, so that deleting it is safe.
     work = CACHE / f".build-{suite}"
-    _remove_tree(work)
+    shutil.rmtree(work, ignore_errors=True)
     new = work / "image"
     new.mkdir(parents=True)
     builder = _Builder(suite, work / "root", work / "log")
@@ -151,19 +152,9 @@ def _build(suite: str, key: str, names: list[str], folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)
     finally:
-        builder.close()
         if (folder / "info.json").exists():
-            _remove_tree(work)
+            shutil.rmtree(work)
     log.info("built in %.0f s: %s", time.monotonic() - began, info)
-
-
-def _remove_tree(path: Path) -> None:
-    """Delete a tree that may have been a chroot: never through a mount."""
-    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    for point in reversed([point for point in mounts if point.startswith(f"{path}/")]):
-        subprocess.run(["umount", point], check=True)
-    if path.exists():
-        shutil.rmtree(path)
 
 
 class _Builder:
@@ -189,7 +180,10 @@ class _Builder:
             raise CannotBuild(f"{Path(argv[0]).name} failed ({self.log}):\n{text}")
 
     def inside(self, *argv: str) -> None:
-        self.call("chroot", self.root, *argv, shell_env={**self._proxies(), **_CHROOT_ENV})
+        """Run a program in the tree, with /proc: in a mount namespace, so that nobody else sees the mount."""
+        script = 'mount -t proc proc "$0/proc" && exec chroot "$0" "$@"'
+        command = ["unshare", "--mount", "sh", "-c", script, str(self.root), *argv]
+        self.call(*command, shell_env={**self._proxies(), **_CHROOT_ENV})
 
     @staticmethod
     def _proxies() -> dict[str, str]:
@@ -221,7 +215,6 @@ class _Builder:
         # The stock initial RAM disk would take long, and isn't used; nor is a cluster of PostgreSQL.
         self.write("/etc/kernel/postinst.d/initramfs-tools", "#!/bin/sh\nexit 0\n", 0o755)
         self.write("/etc/postgresql-common/createcluster.conf", "create_main_cluster = false\n")
-        self.call("mount", "-t", "proc", "proc", self.root / "proc")
         self.inside("apt-get", "-q", "update")
         self.inside("apt-get", "-qy", "install", *names)
         if self.suite == "bookworm":
@@ -312,7 +305,6 @@ class _Builder:
 
     def forget_mirror(self) -> None:
         """Remove what tells where the packages came from, and make sure that it's gone."""
-        subprocess.run(["umount", self.root / "proc"], check=True)
         for name in ("var/lib/apt/lists", "var/cache/apt", "var/log", "etc/apt/sources.list.d"):
             shutil.rmtree(self.root / name)
             (self.root / name).mkdir()
@@ -346,10 +338,6 @@ class _Builder:
         # Features that the e2fsprogs of the oldest suite doesn't know would stop its fsck.
         tuned += ["-O", "^metadata_csum_seed,^orphan_file"]
         self.call("mke2fs", "-q", "-F", "-t", "ext4", *tuned, "-d", self.root, place, DISK)
-
-    def close(self) -> None:
-        if os.path.ismount(self.root / "proc"):
-            subprocess.run(["umount", self.root / "proc"], check=True)
 
 
 # --- keys -----------------------------------------------------------------------------------------

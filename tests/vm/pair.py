@@ -22,7 +22,7 @@ _MAKE_ROOTFS = f"""
 mkdir -p {ROOTFS}/bin {ROOTFS}/tmp {ROOTFS}/etc {ROOTFS}/proc {ROOTFS}/sys {ROOTFS}/dev
 cp /usr/bin/busybox {ROOTFS}/bin/
 for name in $(busybox --list); do [ $name = busybox ] || ln -sf busybox {ROOTFS}/bin/$name; done
-gcc -O2 -static -o {ROOTFS}/bin/ticker {HOME}/tests/e2e/migrate_ticker.c
+gcc -O2 -static -o {ROOTFS}/bin/ticker {HOME}/tests/e2e/migrate/ticker.c
 """
 
 
