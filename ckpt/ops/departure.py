@@ -26,6 +26,7 @@ from ckpt.ops.late import NAME as LATE
 from ckpt.ops.late import Late
 from images import remaps
 from images.criu_stream import Capture
+from images.errors import Cancelled, ImageFault, NoSpace, StreamerFault
 from images.manifest import Manifest, Rootfs
 from images.moving import Mover
 from images.parts import CRIU, FILES, INVENTORY, Part, Sink
@@ -211,8 +212,6 @@ class Departure:
 
         CHECK is called now and then; what it raises ends the dump, and the container runs on.
         """
-        assert self._dumper is not None
-        dumper = self._dumper
         self.warm_up()
         capture = self._capture
         assert capture is not None
@@ -233,6 +232,20 @@ class Departure:
                 raise faults[0]
 
         taker.start()
+        try:
+            self._dump_frozen(target, sink, capture, checked)
+        except CriuFault as fault:
+            # A target that takes no more is a broken pipe for CRIU, which may tell us before our own thread does.
+            taker.join(5)
+            if sink.fault is not None:
+                raise sink.fault from fault
+            raise
+
+    def _dump_frozen(
+        self, target: Target, sink: _Held, capture: Capture, checked: Callable[[], None]
+    ) -> None:
+        dumper = self._dumper
+        assert dumper is not None
         dumper.freeze()
         self.times["frozen"] = dumper.frozen_ns
         while not sink.begun.wait(0.05):
@@ -394,10 +407,35 @@ class _Held:
         self._sink = sink
         self.begun = threading.Event()
         self.held: dict[str, bytes] = {}
+        self.fault: ImageFault | None = None
+        """Why the target took no more."""
 
     def open(self, name: str) -> Part:
         self.begun.set()
-        return _HeldPart(self, name) if name in _HELD else self._sink.open(name)
+        return _HeldPart(self, name) if name in _HELD else _Watched(self, self._sink.open(name))
+
+
+class _Watched:
+    """A part of the target that notes why it took no more."""
+
+    def __init__(self, owner: _Held, part: Part) -> None:
+        self._owner = owner
+        self._part = part
+        self.abandon = part.abandon
+
+    def take(self, mover: Any, source: int, count: int, hashers: Any = ()) -> None:
+        try:
+            self._part.take(mover, source, count, hashers)
+        except (NoSpace, StreamerFault, Cancelled) as fault:
+            self._owner.fault = fault
+            raise
+
+    def close(self) -> None:
+        try:
+            self._part.close()
+        except (NoSpace, StreamerFault, Cancelled) as fault:
+            self._owner.fault = fault
+            raise
 
 
 class _HeldPart:
