@@ -27,6 +27,8 @@ from tests import runtag
 Snapshot = Mapping[str, frozenset[str]]
 
 CGROUP = Path("/sys/fs/cgroup")
+# What containers of all roots share, and which therefore stays.
+_SHARED_CGROUPS = ("ckpt", "ckpt.slice", "monitors")
 # Where ckpt or its tests put files, and how they are called there.
 PLACES = (("/tmp", "ckpt*"), ("/var/tmp", "ckpt*"), ("/dev/shm", "ckpt*"), ("/run/ckpt", "**/*"))
 
@@ -135,9 +137,9 @@ def _namespaces() -> Iterator[str]:
 
 
 def cgroups() -> Iterator[str]:
-    """Cgroups named ckpt*, and below, in every hierarchy; not the one that all containers share."""
+    """Cgroups named ckpt*, and below, in every hierarchy; not those that all containers share."""
     for folder, _, _ in os.walk(CGROUP):
-        if "/ckpt" in folder and os.path.basename(folder) not in ("ckpt", "ckpt.slice"):
+        if "/ckpt" in folder and os.path.basename(folder) not in _SHARED_CGROUPS:
             yield folder
 
 

@@ -87,6 +87,7 @@ def bring_up(
             environment=_environment(),
             restore=restore,
         )
+        plan["monitor_procs"] = cgroups.monitors(host.layout)
         around.control = spawn_monitor(container.paths, plan, container.record.name)
         undo.callback(around.control.close)
         yield around

@@ -14,6 +14,7 @@ from runtime.cgroups.check import check, require
 from runtime.cgroups.create import create, open
 from runtime.cgroups.layout import Layout, Tree, detect
 from runtime.cgroups.limits import Problem
+from runtime.cgroups.monitors import monitors
 from runtime.cgroups.resources import Resources
 from runtime.cgroups.stats import Stats
 
@@ -27,6 +28,7 @@ __all__ = [
     "check",
     "create",
     "detect",
+    "monitors",
     "open",
     "require",
 ]

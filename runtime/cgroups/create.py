@@ -61,7 +61,7 @@ def _create_in(layout: Layout, tree: Tree, path: str, made: list[str]) -> None:
     def try_it() -> bool:
         try:
             for parent in reversed(list(parents(path))):
-                _make_parent(layout, tree, parent)
+                make_parent(layout, tree, parent)
             _make_leaf(layout, tree, path, made)
         except OSError as error:
             if error.errno not in (errno.ENOENT, errno.ENODEV):
@@ -95,7 +95,8 @@ def _make_leaf(layout: Layout, tree: Tree, path: str, made: list[str]) -> None:
         v1.inherit_cpuset(layout.fs, directory)
 
 
-def _make_parent(layout: Layout, tree: Tree, parent: str) -> None:
+def make_parent(layout: Layout, tree: Tree, parent: str) -> None:
+    """Make the cgroup `parent` in `tree`, or see that it is ours. Raises NotPermitted, OSError."""
     directory = tree.path(parent)
     try:
         layout.fs.mkdir(directory)

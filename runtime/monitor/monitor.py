@@ -331,6 +331,10 @@ def run(plan_path: str, starter_fd: int) -> None:
         plan = json.load(file)
     os.setsid()
     os.chdir("/")
+    if plan["monitor_procs"]:
+        # Out of the starter's cgroup, with which systemd would end us: see runtime/cgroups/monitors.py.
+        with contextlib.suppress(OSError), open(plan["monitor_procs"], "w") as file:
+            file.write("0")
     with open("/proc/self/comm", "w") as file:
         file.write(f"ckpt-{plan['id'][:8]}")
     starter = socket.socket(fileno=starter_fd)
