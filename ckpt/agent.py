@@ -15,6 +15,7 @@ import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 from ckpt import FEATURES, SOFTWARE
@@ -59,8 +60,8 @@ class Agent:
         self._restoring: threading.Thread | None = None
         self._restore_fault: BaseException | None = None
         self._stopped = threading.Event()
-        self._folder = tidy.agent_folder(host)
-        self._lanes = LaneHost(self._folder, os.environ.get("SSH_CONNECTION", ""))
+        self._folder: Path | None = None
+        self._lanes: LaneHost | None = None
         actions: dict[Action, stops.Perform] = {
             Action.CHECK: self.check,
             Action.RECEIVE: self.receive,
@@ -98,12 +99,14 @@ class Agent:
         if self._lane is not None:
             self._lane.abort()
             self._lane = None
-        self._lanes.close()
+        if self._lanes is not None:
+            self._lanes.close()
         if self._arrival is not None:
             self._arrival.__exit__(None, None, None)
         if self._journal is not None:
             self._journal.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _interrupt(self) -> None:
         """Whatever waits ends: nobody will need it."""
@@ -111,10 +114,17 @@ class Agent:
         if self._incoming is not None:
             self._incoming.cancel()
 
+    def _lane_host(self) -> LaneHost:
+        """Made when it is asked for: an agent that only looks, or asks a journal, leaves no trace even if killed."""
+        if self._lanes is None:
+            self._folder = tidy.agent_folder(self.host)
+            self._lanes = LaneHost(self._folder, os.environ.get("SSH_CONNECTION", ""))
+        return self._lanes
+
     def besides(self, message: Message) -> Message | None:
         """What belongs to the steps: lanes, and the comparison of clocks."""
         if message["type"] == "lane_ask":
-            return self._lanes.offer(message)
+            return self._lane_host().offer(message)
         if message["type"] != "note":
             return None
         if message["topic"] == "clock":
@@ -160,7 +170,7 @@ class Agent:
 
     def receive(self, facts: Facts, stop: threading.Event) -> None:
         token = self._lane_name(stop)
-        self._lane = self._lanes.accept(token, LANE_OPENING)
+        self._lane = self._lane_host().accept(token, LANE_OPENING)
 
         def arrive(manifest: Manifest) -> Arrival:
             # On disk before anything of it is here.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from ckpt.cli.types import command
-from ckpt.ops import lifecycle
+from ckpt.ops import journal, lifecycle
 from ckpt.ops.host import Host
 
 
@@ -19,12 +19,19 @@ def internal() -> None:
 def ended(host: Host, identity: str) -> None:
     """A monitor's last act: its container has ended."""
     lifecycle.ended(host, identity)
+    # It was killed by a migration that has died since?
+    if any(map(journal.decided, journal.of_container(host.paths.journals, identity))):
+        _carry_on(host, identity)
 
 
 @command("abandoned")
 @click.argument("identity")
 def abandoned(host: Host, identity: str) -> None:
     """A monitor's call for help: whoever was dumping its container is gone."""
+    _carry_on(host, identity)
+
+
+def _carry_on(host: Host, identity: str) -> None:
     from ckpt.ops import recover  # with all of SSH: not for the end of every container
 
     recover.abandoned(host, identity)

@@ -1,7 +1,7 @@
 """A dump whose process is gone without a word: its container is made whole again.
 
     killed before COMMIT   CRIU's hook fails, or its stream of images: CRIU undoes what it did and lets the tasks go.
-                           They may still be held by the freezer, for an instant (see Migration.write_journal)
+                           For an instant they may still be held and cut off (see `hold`): that is undone here
     CRIU killed as well    the kernel lets the tasks go; sockets in repair mode and the network lock stay
     killed after COMMIT    the freezer holds the tasks, whatever CRIU does: they never run again
 
@@ -21,6 +21,7 @@ from ckpt.ops.host import Host
 from runtime.container.record import Container
 from runtime.criu import aftermath
 from runtime.errors import NotFound, RuntimeFault
+from runtime.network import host as network
 
 LETTING_GO = 30.0
 """Seconds for a CRIU that has lost us to undo what it did."""
@@ -42,11 +43,27 @@ def release(host: Host, container: Container) -> None:
     wait_untraced(pids, LETTING_GO)
     if network_of(container).kind != "host":
         aftermath.release(pids)
+    with contextlib.suppress(RuntimeFault):
+        network.attach(_network(host, container))
     thaw(host, container)
 
 
+def hold(host: Host, container: Container) -> None:
+    """COMMIT is next: the tasks stand still and are cut off, whatever dies from here on. Raises if that can't be had.
+
+    Cut off, because the kernel answers for a frozen task: it would acknowledge to a client what the copy at the
+    destination has never seen, and the client would never send it again.
+    """
+    host.cgroup(container).begin_freeze()
+    network.detach(_network(host, container))
+
+
+def _network(host: Host, container: Container) -> network.Prepared:
+    return network.describe(network_of(container), container.record.id, root_dir=host.paths.root)
+
+
 def thaw(host: Host, container: Container) -> None:
-    """Undo the freezer's hold; fine if there is none."""
+    """Let go what the freezer holds; fine if it holds nothing."""
     with contextlib.suppress(RuntimeFault):
         host.cgroup(container).thaw()
 

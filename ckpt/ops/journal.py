@@ -39,7 +39,7 @@ class Entry:
 class Journal:
     """Holds the lock of one migration at this host: who has it may act for it."""
 
-    def __init__(self, directory: Path, entry: Entry) -> None:
+    def __init__(self, directory: Path, entry: Entry, *, wait: float = 0) -> None:
         if not _ID.fullmatch(entry.id):
             raise BadInput(doing="reading", target=f"migration {entry.id!r}", why="that is no id")
         self._path = directory / f"{entry.id}.{entry.role}.json"
@@ -51,7 +51,7 @@ class Journal:
         except OSError as error:
             raise from_os_error(error, doing="opening", target=str(self._path)) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._acquire(wait)
         except BlockingIOError:
             os.close(self._lock)
             raise Conflict(
@@ -62,12 +62,23 @@ class Journal:
             ) from None
         self.entry = entry
 
+    def _acquire(self, wait: float) -> None:
+        until = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.05)
+
     @classmethod
-    def load(cls, directory: Path, identity: str, role: str) -> Journal:
-        """Take over what another process began. Raises NotFound, Conflict."""
+    def load(cls, directory: Path, identity: str, role: str, *, wait: float = 0) -> Journal:
+        """Take over what another process began, if it ends within WAIT seconds. Raises NotFound, Conflict."""
         path = directory / f"{identity}.{role}.json"
         try:
-            journal = cls(directory, Entry(**read_json(path)))
+            journal = cls(directory, Entry(**read_json(path)), wait=wait)
         except FileNotFoundError:
             raise _unknown(identity) from None
         try:

@@ -5,8 +5,9 @@ What holds the promise "exactly one copy runs" here, besides the order of the ex
 - The container's lock is held from the first look to the last word: no stop, rm, dump or second migration meanwhile.
 - Up to COMMIT the tasks stand still because CRIU waits in its hook for our word. If we die the hook fails, CRIU undoes
   what it did, and the tasks run on; what it couldn't undo the container's monitor has undone (ckpt/ops/heal.py).
-- Just before the record `committed` goes to disk, the cgroup's freezer takes over: whatever dies from then on, CRIU
-  and we included, no task runs again. They are killed before the freezer is let go.
+- Just before the record `committed` goes to disk, the cgroup's freezer takes over, and the network is unplugged:
+  whatever dies from then on, CRIU and we included, no task runs again, and the kernel answers nobody for them. They are
+  killed before the freezer is let go.
 - After COMMIT the journal alone refuses every command that could start the container here again.
 """
 
@@ -32,7 +33,6 @@ from images.bundle_stream import StreamWriter
 from runtime.container.record import Container
 from runtime.criu.failures import CriuFault
 from runtime.errors import NotFound, RuntimeFault, SystemFault, Unsupported
-from runtime.network import host as network
 from transport import ssh
 from transport.conversation import Conversation, Facts
 from transport.errors import AuthRefused, HostKeyChanged, TransportFault, UnknownHost
@@ -386,13 +386,13 @@ class Migration:
         self._going()
 
     def _hold(self) -> None:
-        """From here to their end the tasks must stay still, even if we and CRIU die. Raises if that can't be had."""
-        self._stack.callback(self._thaw_unless_decided)
-        self.host.cgroup(self.container).begin_freeze()
+        """From here to their end the tasks stay still and silent, even if we and CRIU die."""
+        self._stack.callback(self._let_go_unless_decided)
+        heal.hold(self.host, self.container)
 
-    def _thaw_unless_decided(self) -> None:
+    def _let_go_unless_decided(self) -> None:
         if not heal.is_decided(self.host, self.container):
-            heal.thaw(self.host, self.container)
+            heal.release(self.host, self.container)
 
     def bury(self, facts: Facts, stop: threading.Event) -> None:
         self._phase("restore", "go")
@@ -403,14 +403,6 @@ class Migration:
         self._departure.verdict_kill()
         # CRIU kills them, too; but should it die before, they must not outlive the freezer.
         self._departure.kill_tasks()
-        # Nobody shall hear from here any more, not even an answer to ARP: the address moves now.
-        network.detach(
-            network.describe(
-                bringup.network_of(self.container),
-                self.container.record.id,
-                root_dir=self.host.paths.root,
-            )
-        )
         heal.thaw(self.host, self.container)  # a frozen task of v1 dies only when it thaws
         # They are dying: none will run another instruction. That their memory is freed is not waited for here.
         self._departure.wait_dying()
@@ -476,7 +468,7 @@ def remote_command() -> list[str]:
 
 
 def bury_held(host: Host, container: Container) -> None:
-    """End tasks that were held frozen for a COMMIT whose process died."""
+    """End tasks that were held for a COMMIT whose process died: unheard, as another copy has their connections."""
     with contextlib.suppress(NotFound):
         host.cgroup(container).kill()
     bringup.tear_down(host, container)

@@ -58,30 +58,25 @@ def recover(host: Host, *, only: str | None = None, assume: str | None = None) -
 
 
 def abandoned(host: Host, identity: str) -> None:
-    """Called by a container's monitor: the process that dumped it is gone without a word.
+    """Called when the process that dumped a container is gone without a word, or the container has ended meanwhile.
 
     A migration is carried on from its journal: given up, or finished. Where the other host can't be reached from
     here, that part stays for `ckpt recover`.
     """
-    try:
-        container = host.find(identity)
-    except NotFound:
-        return
-    for entry in of_container(host.paths.journals, container.record.id):
+    for entry in of_container(host.paths.journals, identity):
         if entry.role == "source":
-            _migration(host, entry, None)
-    with (
-        contextlib.suppress(NotFound),
-        lock_container(container, wait=heal.LETTING_GO, settled=False),
-    ):
-        if not heal.is_decided(host, container):
-            heal.release(host, container)
+            _migration(host, entry, None, wait=heal.LETTING_GO)
+    with contextlib.suppress(NotFound, Conflict):
+        container = host.find(identity)
+        with lock_container(container, wait=heal.LETTING_GO, settled=False):
+            if container.status().state in LIVE and not heal.is_decided(host, container):
+                heal.release(host, container)
 
 
-def _migration(host: Host, entry: Entry, assume: str | None) -> Did:
+def _migration(host: Host, entry: Entry, assume: str | None, *, wait: float = 0) -> Did:
     what = f"migration {entry.id} ({entry.role}, {entry.state})"
     try:
-        journal = Journal.load(host.paths.journals, entry.id, entry.role)
+        journal = Journal.load(host.paths.journals, entry.id, entry.role, wait=wait)
     except Conflict:
         return {"what": what, "did": "is under way"}
     except NotFound:

@@ -1,11 +1,14 @@
 """Places at which a test may stop a migration: the one door, closed unless CKPT_TEST_STOP_AT is set.
 
-    CKPT_TEST_STOP_AT=POINT:kill         the process kills itself there
-    CKPT_TEST_STOP_AT=POINT:fail         the step fails there
-    CKPT_TEST_STOP_AT=POINT:wait=PATH    makes PATH.reached and waits there until PATH.go exists
+    CKPT_TEST_STOP_AT=POINT:kill=PATH    the process kills itself there
+    CKPT_TEST_STOP_AT=POINT:fail=PATH    the step fails there
+    CKPT_TEST_STOP_AT=POINT:wait=PATH    waits there until PATH.go exists
 
-Points: `journal-STATE` when that record is on disk; an action's name (`freeze`, `prepare`, ...) when it begins, and
-`ACTION-done` at its end; `dump` when the tasks are frozen and the first image comes.
+Each makes PATH.reached first; where that exists already, nothing happens, so that who goes on with the work passes.
+Several, separated by commas, may be given. Points: `journal-STATE` when that record is on disk; an action's name
+(`freeze`, `prepare`, ...) when it begins, and `ACTION-done` at its end; `dump` while the tasks are frozen and images
+come; `begun` when the destination has a place for the container; `heal` when a migration is taken over.
+
 Without the variable nothing of this exists: `reached` returns at once and `around` returns its function as it is.
 """
 
@@ -28,25 +31,25 @@ Perform = Callable[[Mapping[str, Any], threading.Event], Mapping[str, Any] | Non
 
 def reached(point: str, stop: threading.Event | None = None) -> None:
     """The process is at POINT. STOP ends a wait."""
-    wanted = os.environ.get(VARIABLE)
-    if wanted:
-        _act(wanted, point, stop)
+    for wanted in os.environ.get(VARIABLE, "").split(","):
+        name, _, what = wanted.partition(":")
+        if name == point:
+            what, _, path = what.partition("=")
+            _act(point, what, Path(path), stop)
 
 
-def _act(wanted: str, point: str, stop: threading.Event | None) -> None:
-    name, _, what = wanted.partition(":")
-    if name != point:
+def _act(point: str, what: str, path: Path, stop: threading.Event | None) -> None:
+    try:
+        path.with_suffix(".reached").touch(exist_ok=False)
+    except FileExistsError:
         return
-    what, _, path = what.partition("=")
-    match what:
-        case "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        case "fail":
-            raise SystemFault(doing="testing", target=point, why="a test wants it to fail")
-        case "wait":
-            Path(f"{path}.reached").touch()
-            while not Path(f"{path}.go").exists() and not (stop is not None and stop.is_set()):
-                time.sleep(0.01)
+    if what == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    elif what == "fail":
+        raise SystemFault(doing="testing", target=point, why="a test wants it to fail")
+    elif what == "wait":
+        while not path.with_suffix(".go").exists() and not (stop is not None and stop.is_set()):
+            time.sleep(0.01)
 
 
 def around(name: str, perform: Perform) -> Perform:

@@ -339,7 +339,9 @@ def run(plan_path: str, starter_fd: int) -> None:
         file.write(f"ckpt-{plan['id'][:8]}")
     starter = socket.socket(fileno=starter_fd)
     outside = building.become_private()
-    Monitor(plan, starter, outside).run()
+    monitor = Monitor(plan, starter, outside)
+    monitor.run()
     building.leave(outside)
     # What is left (network, cgroups, restart policy) needs more than we have loaded.
-    os.execve(plan["ended"][0], plan["ended"], plan["environment"])
+    dumping = (monitor.quiesced or {}).get("environment", {})
+    os.execve(plan["ended"][0], plan["ended"], {**plan["environment"], **dumping})
