@@ -3,6 +3,8 @@
 Guests have no package registry. pip looks into a directory instead when PIP_NO_INDEX and PIP_FIND_LINKS
 say so, and nothing else of the installation changes. The wheels are for the guest's Python, which is
 seldom this machine's; pip downloads them here the ordinary way, once per list of requirements.
+
+CKPT_VM_COMMIT names a commit to take instead of the working tree, for when somebody is editing it.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -31,14 +34,30 @@ _KEPT = 3
 def cargo(python: str) -> Path:
     """A file system image for guests with PYTHON ("3.13"), made if anything changed. Raises CannotBuild."""
     wheels = _wheels(python)
-    files = checkout_files()
-    key = _digest(files, wheels.name)
+    if commit := os.environ.get("CKPT_VM_COMMIT"):
+        with tempfile.TemporaryDirectory(prefix=".commit-", dir=CACHE) as folder:
+            files = _extract(commit, Path(folder))
+            return _made(Path(folder), files, wheels)
+    return _made(REPO, checkout_files(), wheels)
+
+
+def _extract(commit: str, folder: Path) -> list[str]:
+    """Put a commit's files into FOLDER; returns their paths in it."""
+    archive = ["git", "-C", str(REPO), "archive", commit]
+    packed = subprocess.run(archive, stdout=subprocess.PIPE, check=True).stdout
+    subprocess.run(["tar", "-xf", "-", "-C", str(folder)], input=packed, check=True)
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(folder)) for path in paths)
+
+
+def _made(source: Path, files: list[str], wheels: Path) -> Path:
+    key = _digest(source, files, wheels.name)
     place = CACHE / f"cargo-{key}.img"
     if not place.exists():
         tree = CACHE / f".cargo-{os.getpid()}"
         new = tree.with_suffix(".img")
         try:
-            _fill(tree, files, wheels)
+            _fill(tree, source, files, wheels)
             _pack(tree, new)
             new.rename(place)
         finally:
@@ -56,22 +75,22 @@ def checkout_files() -> list[str]:
     return sorted(name for name in listed.split("\0") if name and (REPO / name).is_file())
 
 
-def _digest(files: list[str], *more: str) -> str:
+def _digest(source: Path, files: list[str], *more: str) -> str:
     digest = hashlib.sha256("\0".join(more).encode())
     for name in files:
-        mode = (REPO / name).stat().st_mode & 0o111
+        mode = (source / name).stat().st_mode & 0o111
         digest.update(
-            f"{name}\0{mode}\0".encode() + hashlib.sha256((REPO / name).read_bytes()).digest()
+            f"{name}\0{mode}\0".encode() + hashlib.sha256((source / name).read_bytes()).digest()
         )
     return digest.hexdigest()[:12]
 
 
-def _fill(tree: Path, files: list[str], wheels: Path) -> None:
+def _fill(tree: Path, source: Path, files: list[str], wheels: Path) -> None:
     shutil.copytree(wheels, tree / "wheels")
     for name in files:
         place = tree / "ckpt" / name
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(REPO / name, place)
+        shutil.copy2(source / name, place)
 
 
 def _pack(tree: Path, place: Path) -> None:

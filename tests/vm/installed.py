@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import logging
+import os
 import re
 import shlex
 import shutil
@@ -29,6 +31,8 @@ log = logging.getLogger(__name__)
 
 _KEPT = 3
 _DOCUMENTED = ("docs/install.md", "With make")
+READY = "CKPT_VM_READY"
+"""Names the folders of what guests start from, separated by colons, for a process that is to use just these."""
 HOME = "/root/ckpt"
 """Where the checkout is in a guest."""
 
@@ -37,10 +41,23 @@ HOME = "/root/ckpt"
 class Installed:
     """An image, the disk over it, and the second disk that was there."""
 
-    image: Image
-    disk: Path
-    cargo: Path
-    seconds: float
+    folder: Path
+
+    @property
+    def disk(self) -> Path:
+        return self.folder / "disk.qcow2"
+
+    @property
+    def image(self) -> Image:
+        return Image(Path(self._made_of["image"]))
+
+    @property
+    def cargo(self) -> Path:
+        return Path(self._made_of["cargo"])
+
+    @property
+    def _made_of(self) -> dict[str, str]:
+        return dict(json.loads((self.folder / "made-of.json").read_text()))
 
 
 def installed(suite: str, run_name: str) -> Installed:
@@ -49,13 +66,13 @@ def installed(suite: str, run_name: str) -> Installed:
     freight = cargo(base.info["python"])
     key = hashlib.sha256(f"{base.info['key']} {freight.name}".encode()).hexdigest()[:12]
     folder = CACHE / f"installed-{suite}-{key}"
-    began = time.monotonic()
     with (CACHE / f".installed-{suite}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "disk.qcow2").exists():
+        if not (folder / "made-of.json").exists():
             _forget_old(suite)
             _install(base, freight, folder, Segment(f"{run_name}-i"))
-    return Installed(base, folder / "disk.qcow2", freight, time.monotonic() - began)
+    os.utime(folder)
+    return Installed(folder)
 
 
 def commands() -> list[str]:
@@ -103,6 +120,8 @@ def _install(base: Image, freight: Path, folder: Path, segment: Segment) -> None
             segment.down()
         folder.mkdir(exist_ok=True)
         guest.disk.rename(folder / "disk.qcow2")
+        made_of = {"image": str(base.folder), "cargo": str(freight)}
+        (folder / "made-of.json").write_text(json.dumps(made_of))
     log.info("installed in %.0f s", time.monotonic() - began)
 
 

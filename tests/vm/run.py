@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from tests.vm.image import CannotBuild
-from tests.vm.installed import installed
+from tests.vm.installed import READY, installed
 from tests.vm.settings import DEFAULT_SUITE, REPO, SUITES
 
 _TOOLS = ("qemu-system-x86_64", "qemu-img", "debootstrap", "mke2fs", "ip", "ssh", "ssh-keygen")
@@ -59,8 +59,8 @@ def main(options: list[str]) -> int:
     if not reason:
         try:
             # Before pytest, whose time limits are for tests, and so that a mirror that fails isn't a failed test.
-            for suite in wanted:
-                installed(suite, f"ckpt-vm{os.getpid()}")
+            ready = [installed(suite, f"ckpt-vm{os.getpid()}") for suite in wanted]
+            os.environ[READY] = ":".join(str(one.folder) for one in ready)
         except CannotBuild as error:
             if "installing ckpt" in str(error):
                 print(f"test-vm: {error}", file=sys.stderr)
