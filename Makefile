@@ -12,7 +12,7 @@ PYTEST := $(VENV)/bin/python -m pytest
 # Extra words: make test ARGS='-k redis -x', make demo ARGS='--moves 2'
 ARGS ?=
 
-.PHONY: help setup demo test test-unit lint install uninstall bench clean
+.PHONY: help setup demo test test-unit test-vm lint install uninstall bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -32,6 +32,9 @@ test: setup lint ## lint, then every test (needs root)
 
 test-unit: setup ## the tests that need no root
 	@$(PYTEST) tests/unit $(ARGS)
+
+test-vm: setup ## on two emulated Debian machines (SUITE=bookworm|trixie|sid); skips where it can't
+	@$(VENV)/bin/python -m tests.vm.run $(ARGS)
 
 bench: setup ## every benchmark; each prints its ratios
 	@shopt -s nullglob; for script in benchmarks/bench_*.py; do \
