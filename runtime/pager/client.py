@@ -55,28 +55,29 @@ class Pager:
     def __init__(
         self, directory: str | int, *, errors: BinaryIO | int = subprocess.DEVNULL
     ) -> None:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._control = ours
-        with theirs, _listen(directory) as listener:
+        with contextlib.ExitStack() as stack:
+            listener = stack.enter_context(_listen(directory))
+            self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            stack.callback(theirs.close)
+            undo = stack.enter_context(contextlib.ExitStack())
+            undo.callback(self._control.close)
             handed = (theirs.fileno(), listener.fileno())
-            try:
-                done = subprocess.run(
-                    [sys.executable, "-I", "-S", str(_PROGRAM), *map(str, handed)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=errors,
-                    pass_fds=handed,
-                    cwd="/",
-                    timeout=_STARTING,
-                )
-            except BaseException:
-                ours.close()
-                raise
-        if done.returncode:
-            ours.close()
-            raise SystemFault(
-                doing="starting", target="the pager", why=f"it ended with status {done.returncode}"
+            done = subprocess.run(
+                [sys.executable, "-I", "-S", str(_PROGRAM), *map(str, handed)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                pass_fds=handed,
+                cwd="/",
+                timeout=_STARTING,
             )
+            if done.returncode:
+                raise SystemFault(
+                    doing="starting",
+                    target="the pager",
+                    why=f"it ended with status {done.returncode}",
+                )
+            undo.pop_all()
 
     def __enter__(self) -> Pager:
         return self

@@ -236,7 +236,12 @@ def test_many_small_ranges_are_batched() -> None:
 def fed(store: PageStore, data: bytes, *, digest: bool = False) -> wire.Mark:
     """What the receiver makes of these bytes and the end of the lane."""
     reader, writer = os.pipe()
-    thread = threading.Thread(target=lambda: (os.write(writer, data), os.close(writer)))
+
+    def feed() -> None:
+        os.write(writer, data)
+        os.close(writer)
+
+    thread = threading.Thread(target=feed)
     thread.start()
     try:
         return PageReceiver(reader, store, digest=digest).until_mark()
