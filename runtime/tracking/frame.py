@@ -66,9 +66,7 @@ class Frame:
     """rsp for the injected call."""
 
 
-def build(
-    place: int, registers: Registers, mask: int, state: bytes, gadgets: Gadgets
-) -> Frame:
+def build(place: int, registers: Registers, mask: int, state: bytes, gadgets: Gadgets) -> Frame:
     """A frame at PLACE or a little above it. Raises Unbuildable."""
     state = _sigframe_state(state)
     head = 8 * gadgets.pops

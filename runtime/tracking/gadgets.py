@@ -43,7 +43,9 @@ def find(memory: int, vmas: list[Vma]) -> Gadgets | None:
     restore: int | None = None
     executable = [vma for vma in vmas if "x" in vma.permissions and vma.name != "[vsyscall]"]
     # The C library and the loader are small and have both; a program's own text may be large.
-    executable.sort(key=lambda vma: (vma.name != "[vdso]", "/ld-" not in vma.name, "/libc" not in vma.name))
+    executable.sort(
+        key=lambda vma: (vma.name != "[vdso]", "/ld-" not in vma.name, "/libc" not in vma.name)
+    )
     for vma in executable:
         at, end = vma.start, min(vma.end, vma.start + _LARGEST)
         while at < end and (call is None or restore is None):

@@ -81,7 +81,10 @@ class Guard:
                 except TimeoutError:
                     self._forget()
                     raise TimedOut(
-                        doing="tracking", target=f"process {pid}", why="it is frozen, or very busy", retry=True
+                        doing="tracking",
+                        target=f"process {pid}",
+                        why="it is frozen, or very busy",
+                        retry=True,
                     ) from None
                 if len(answer) >= injector.ANSWER.size:
                     return answer, fds

@@ -330,7 +330,7 @@ class _Thread:
         ptrace.set_signal_mask(tid, _ALL_SIGNALS)
         self._run_to_syscall_stop()  # it begins
         self._run_to_syscall_stop()  # it is done
-        result = ptrace.registers(tid).rax
+        result = int(ptrace.registers(tid).rax)
         return result - (1 << 64) if result >> 63 else result
 
     def _run_to_syscall_stop(self) -> None:
@@ -348,7 +348,7 @@ class _Thread:
     def _place(self) -> int:
         """Where the frame goes: stack that is not in use, and that no other thread uses. Raises Refused."""
         stack = self._process.stack
-        rsp = self._registers.rsp
+        rsp = int(self._registers.rsp)
         if stack.start <= rsp < stack.end:
             place = (rsp - _RED_ZONE - _BELOW - frame.ROOM) & -64
             if place - frame.ROOM < stack.start:

@@ -18,7 +18,8 @@ that is a change as well. What was unmapped is no range of anything: `vmas` show
 What the caller promises: reading after asking, and `taken` for what it read. It need not read all of a range: memory
 that can't be read any more has gone, and comes back as a change if something else takes its place.
 
-The last question is asked while the processes are frozen: then what it returns is exact, and nothing can change after.
+The last question is asked while the processes are frozen (`frozen=True`): nothing can change after it. The first
+must not be: a frozen process can't be begun with.
 """
 
 from __future__ import annotations
@@ -44,10 +45,11 @@ class Tracker(Protocol):
         A process that can't be watched is no error: all of it is dirty, each time.
         """
 
-    def dirty(self, pid: int) -> list[Range]:
+    def dirty(self, pid: int, *, frozen: bool = False) -> list[Range]:
         """Sorted, disjoint ranges of addresses that may have changed since the last call; watches anew.
 
-        A process that wasn't started is started. Raises NotFound when it has ended.
+        A process that wasn't started is started. With FROZEN the caller holds the process in a frozen cgroup: nothing
+        is tried that would need it to run, so that a new one is simply dirty. Raises NotFound when it has ended.
         """
 
     def taken(self, pid: int, start: int, data: bytes | memoryview) -> None:

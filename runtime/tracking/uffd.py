@@ -26,6 +26,8 @@ _UFFDIO_API = 0xC018AA3F
 _UFFDIO_REGISTER = 0xC020AA00
 _UFFDIO_UNREGISTER = 0x8010AA01
 _MODE_WP = 1 << 1
+_UFFDIO_WRITEPROTECT = 0xC018AA06
+_PROTECT = 1
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -57,6 +59,13 @@ def register(fd: int, start: int, end: int) -> None:
 def unregister(fd: int, start: int, end: int) -> None:
     """UFFDIO_UNREGISTER."""
     fcntl.ioctl(fd, _UFFDIO_UNREGISTER, bytearray(struct.pack("=2Q", start, end - start)))
+
+
+def protect(fd: int, start: int, end: int) -> None:
+    """UFFDIO_WRITEPROTECT: the pages of [START, END), all of it registered."""
+    fcntl.ioctl(
+        fd, _UFFDIO_WRITEPROTECT, bytearray(struct.pack("=3Q", start, end - start, _PROTECT))
+    )
 
 
 def supports_async() -> bool:

@@ -1,0 +1,225 @@
+"""Written pages found by the kernel's soft-dirty bits (Documentation/admin-guide/mm/soft-dirty.rst), Linux 3.11.
+
+Reading the bits and clearing them are two steps, and a write between them would be lost. So all threads of the process
+stand still for both, stopped by ptrace: for as long as the kernel needs to walk its page tables twice (some
+milliseconds per GiB). What was read is worked out after they go on.
+
+As everywhere: shared memory and files are always dirty (others write there, and write(2) sets no bit of ours); pages
+given back are found by comparing what is populated with the round before. New mappings are marked by the kernel.
+
+Only one at a time can clear the bits of a process: `criu pre-dump --track-mem` and this don't go together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from array import array
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runtime.errors import NotFound, Unsupported
+from runtime.tracking import pagemap, ptrace
+from runtime.tracking.identity import Identity, ended
+from runtime.tracking.population import having, opened
+from runtime.tracking.ranges import Range, common, merged, without
+from runtime.tracking.tracker import Select
+from runtime.tracking.vmas import Vma, anonymous, mappings
+
+log = logging.getLogger(__name__)
+
+_OCCUPIED = pagemap.PRESENT | pagemap.SWAPPED
+_LARGEST = 1 << 36
+"""Bytes of a mapping beyond which its entries (8 bytes for each page) aren't read: it counts as dirty."""
+_STOP_SECONDS = 1.0
+
+
+@dataclass(slots=True)
+class _Process:
+    identity: Identity
+    why_not: str = ""
+    vmas: list[Vma] = field(default_factory=list)
+    watched: list[Range] = field(default_factory=list)
+    populated: list[Range] = field(default_factory=list)
+
+
+class SoftDirty:
+    """A `Tracker`."""
+
+    name = "soft-dirty"
+
+    def __init__(self, select: Select = anonymous) -> None:
+        """Raises Unsupported."""
+        if not pagemap.supports_soft_dirty():
+            raise Unsupported(
+                doing="tracking written memory with",
+                target="soft-dirty bits",
+                why="this kernel has none",
+                hint="CONFIG_MEM_SOFT_DIRTY",
+            )
+        self._select = select
+        self._processes: dict[int, _Process] = {}
+
+    def start(self, pids: Iterable[int]) -> None:
+        for pid in pids:
+            with contextlib.suppress(NotFound):
+                self._process(pid)
+
+    def vmas(self, pid: int) -> list[Vma]:
+        process = self._processes.get(pid)
+        return list(process.vmas) if process is not None else []
+
+    def why_all(self, pid: int) -> str:
+        process = self._processes.get(pid)
+        return process.why_not if process is not None else "it isn't tracked"
+
+    def taken(self, pid: int, start: int, data: bytes | memoryview) -> None:
+        """The kernel knows what is written; it needn't be told what was read."""
+
+    def stop(self) -> None:
+        """Nothing to take back: cleared bits mean nothing to anybody else."""
+        release_stuck()
+        for process in self._processes.values():
+            process.identity.close()
+        self._processes.clear()
+
+    def dirty(self, pid: int, *, frozen: bool = False) -> list[Range]:
+        try:
+            return self._dirty(self._process(pid), frozen)
+        except (FileNotFoundError, ProcessLookupError) as error:
+            self._gone(pid)
+            raise ended(pid) from error
+
+    def _process(self, pid: int) -> _Process:
+        process = self._processes.get(pid)
+        if process is not None:
+            try:
+                process.identity.check()
+                return process
+            except NotFound:
+                self._gone(pid)
+        process = self._processes[pid] = _Process(Identity(pid))
+        return process
+
+    def _gone(self, pid: int) -> None:
+        process = self._processes.pop(pid, None)
+        if process is not None:
+            process.identity.close()
+
+    def _dirty(self, process: _Process, frozen: bool) -> list[Range]:
+        pid = process.identity.pid
+        read: list[tuple[int, array[int]]] = []
+        try:
+            with contextlib.nullcontext() if frozen else standing(pid):
+                process.identity.check()
+                vmas = [vma for vma in mappings(pid) if self._select(vma)]
+                with opened(pid) as fd:
+                    for vma in vmas:
+                        if _trackable(vma):
+                            read.append((vma.start, pagemap.entries(fd, vma.start, vma.end)))
+                _clear(pid)
+        except _Untouchable as reason:
+            process.why_not, process.watched, process.populated = str(reason), [], []
+            process.vmas = [vma for vma in mappings(pid) if self._select(vma)]
+            return merged((vma.start, vma.end) for vma in process.vmas)
+        process.why_not, process.vmas = "", vmas
+        tracked = merged((vma.start, vma.end) for vma in vmas if _trackable(vma))
+        found = [(vma.start, vma.end) for vma in vmas if not _trackable(vma)]
+        populated: list[Range] = []
+        for start, entries in read:
+            found += having(entries, start, pagemap.SOFT_DIRTY)
+            populated += having(entries, start, _OCCUPIED)
+        # What wasn't watched before: bits that somebody else cleared say nothing.
+        found += without(tracked, process.watched)
+        populated = merged(populated)
+        found += common(without(process.populated, populated), tracked)
+        process.watched, process.populated = tracked, populated
+        return merged(found)
+
+
+def _trackable(vma: Vma) -> bool:
+    return vma.anonymous and vma.end - vma.start <= _LARGEST
+
+
+def _clear(pid: int) -> None:
+    fd = os.open(f"/proc/{pid}/clear_refs", os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(fd, b"4")
+    finally:
+        os.close(fd)
+
+
+class _Untouchable(Exception):
+    """The process can't be stopped; why."""
+
+
+_stuck: set[int] = set()
+"""Threads that were asked to stop and didn't in time: let go of as soon as they do."""
+
+
+@contextlib.contextmanager
+def standing(pid: int) -> Iterator[None]:
+    """All threads of PID stand still. Ends with the calling process, however that ends: the kernel lets them go."""
+    release_stuck()
+    seized: set[int] = set()
+    seen: set[int] = set()
+    try:
+        while True:
+            threads = {int(name) for name in os.listdir(f"/proc/{pid}/task")} - seen
+            if not threads:
+                break  # a standing thread makes no new ones
+            for tid in threads:
+                seen.add(tid)
+                if _stop(pid, tid):
+                    seized.add(tid)
+        yield
+    finally:
+        for tid in seized:
+            with contextlib.suppress(OSError):
+                ptrace.detach(tid)
+
+
+def release_stuck() -> None:
+    """Detach from threads that stopped too late."""
+    for tid in list(_stuck):
+        try:
+            found, _ = os.waitpid(tid, ptrace.WALL | os.WNOHANG)
+            if found:
+                ptrace.detach(tid)
+                _stuck.discard(tid)
+        except OSError:
+            _stuck.discard(tid)
+
+
+def _stop(pid: int, tid: int) -> bool:
+    """Whether the thread stands now; False when it has ended. Raises _Untouchable."""
+    try:
+        stat = Path(f"/proc/{pid}/task/{tid}/stat").read_text()
+        state = stat.rpartition(")")[2].split()[0]
+        if state in "ZX":
+            return False  # a main thread that ended before the others; it writes nothing
+        if state == "D":
+            # It can't write its own memory, but it may wake at any time (the parent of a vfork, for instance).
+            raise _Untouchable(f"thread {tid} sleeps uninterruptibly")
+        ptrace.seize(tid, 0)
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    except OSError as error:
+        raise _Untouchable(f"thread {tid}: {error.strerror}") from error
+    ptrace.interrupt(tid)
+    deadline = time.monotonic() + _STOP_SECONDS
+    while True:
+        found, status = os.waitpid(tid, ptrace.WALL | os.WNOHANG)
+        if found and not os.WIFSTOPPED(status):
+            return False
+        if found and status >> 16 == ptrace.EVENT_STOP:
+            return True
+        if found:
+            ptrace.resume(tid, os.WSTOPSIG(status))
+        if time.monotonic() > deadline:
+            _stuck.add(tid)
+            raise _Untouchable(f"thread {tid} doesn't stop")
+        os.sched_yield()

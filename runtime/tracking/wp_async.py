@@ -1,0 +1,288 @@
+"""Written pages found by userfaultfd's asynchronous write protection and PAGEMAP_SCAN (Linux 6.7).
+
+A userfaultfd is opened inside the process (injection.py). Through it, from outside, mappings are registered. The
+first write to a write-protected page takes the protection away, without anybody being woken; PAGEMAP_SCAN tells which
+pages have lost theirs and protects them again, in one step under the page table's lock. So no write is lost between
+asking and watching anew, and nothing has to be stopped.
+
+What the kernel answers for, and what we do about the rest:
+
+mapping gone, another at its place
+    The new one isn't registered, and the scan, asked for it (CHECK_WPASYNC), fails with EPERM: all of it is dirty, and
+    it is registered.
+mapping grown, moved, split, merged
+    A mapping that isn't wholly one that we registered: the parts that aren't are dirty.
+pages given back (MADV_DONTNEED)
+    They look like never written. So the populated ranges of each round are compared with those of the last: what was
+    populated and isn't is dirty.
+exec
+    New memory, nothing of it registered: as above; registering fails with ENOMEM (or goes to the old memory, where a
+    vfork child still uses that), so a new userfaultfd is opened.
+fork
+    The child has no userfaultfd: another process, wholly dirty at first.
+shared memory, files
+    Protection belongs to one process's view of a page. Others may write to it, processes that come and go between two
+    rounds too, and write(2) passes page tables by. Always dirty; compare.py can tell more.
+a process that refuses injection
+    All of it is dirty each time, and each time it is tried again where that can help.
+a mapping that somebody else tracks
+    Registering fails with EBUSY: always dirty.
+
+New mappings are protected by UFFDIO_WRITEPROTECT over what is populated, not by a scan: before Linux 6.13 a page that
+mremap(2) moved may come with a mark from its former life, and look protected without being so.
+
+When the tracker ends, also by being killed, its userfaultfds close, and the kernel takes protection and registration
+away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from runtime.errors import NotFound, RuntimeFault, Unsupported
+from runtime.syscalls import MACHINE
+from runtime.tracking import pagemap, uffd
+from runtime.tracking.guard import Guard
+from runtime.tracking.identity import Identity, ended
+from runtime.tracking.pagemap import Scanner
+from runtime.tracking.ranges import Range, common, merged, without
+from runtime.tracking.tracker import Select
+from runtime.tracking.vmas import Vma, anonymous, mappings
+
+log = logging.getLogger(__name__)
+
+_POPULATED = pagemap.IS_PRESENT | pagemap.IS_SWAPPED
+_FEATURES = uffd.FEATURE_WP_ASYNC | uffd.FEATURE_WP_UNPOPULATED
+
+
+def supported() -> bool:
+    """Whether this host can do it at all."""
+    return MACHINE == "x86_64" and uffd.supports_async() and pagemap.supports_scan()
+
+
+class _Unregistered(Exception):
+    """The scan met memory that isn't registered."""
+
+
+class _OtherMemory(Exception):
+    """The userfaultfd stands for memory that the process has left."""
+
+
+@dataclass(slots=True)
+class _Process:
+    identity: Identity
+    uffd: int = -1
+    why_not: str = ""
+    refused: bool = False
+    """For good: asking again is of no use."""
+    vmas: list[Vma] = field(default_factory=list)
+    registered: list[Range] = field(default_factory=list)
+    populated: list[Range] = field(default_factory=list)
+
+    def forget_memory(self) -> None:
+        """Its memory isn't what it was: nothing is registered, nothing known."""
+        if self.uffd >= 0:
+            os.close(self.uffd)
+            self.uffd = -1
+        self.registered = []
+        self.populated = []
+
+    def close(self) -> None:
+        self.forget_memory()
+        self.identity.close()
+
+
+class WpAsync:
+    """A `Tracker`."""
+
+    name = "wp-async"
+
+    def __init__(self, select: Select = anonymous) -> None:
+        """SELECT: the mappings that the caller wants to hear of. Raises Unsupported."""
+        if not supported():
+            raise Unsupported(
+                doing="tracking written memory with",
+                target="userfaultfd",
+                why="this host has no WP_ASYNC and PAGEMAP_SCAN on x86-64",
+                hint="Linux 6.7 or newer",
+            )
+        self._select = select
+        self._guard = Guard()
+        self._processes: dict[int, _Process] = {}
+        self.stopped_ns: dict[int, int] = {}
+        """For how long each process's main thread was stopped to begin with."""
+
+    def start(self, pids: Iterable[int]) -> None:
+        for pid in pids:
+            with contextlib.suppress(NotFound):
+                self._attach(self._process(pid))
+
+    def vmas(self, pid: int) -> list[Vma]:
+        process = self._processes.get(pid)
+        return list(process.vmas) if process is not None else []
+
+    def why_all(self, pid: int) -> str:
+        process = self._processes.get(pid)
+        return process.why_not if process is not None else "it isn't tracked"
+
+    def taken(self, pid: int, start: int, data: bytes | memoryview) -> None:
+        """The kernel knows what is written; it needn't be told what was read."""
+
+    def stop(self) -> None:
+        for process in self._processes.values():
+            process.close()
+        self._processes.clear()
+        self._guard.close()
+
+    def dirty(self, pid: int, *, frozen: bool = False) -> list[Range]:
+        try:
+            process = self._process(pid)
+            try:
+                return self._dirty(process, frozen)
+            except _OtherMemory:
+                process.forget_memory()
+            try:
+                return self._dirty(process, frozen)
+            except _OtherMemory:
+                process.forget_memory()
+            return merged((vma.start, vma.end) for vma in process.vmas)
+        except (ProcessLookupError, FileNotFoundError) as error:
+            raise self._gone(pid) from error
+
+    def _gone(self, pid: int) -> NotFound:
+        process = self._processes.pop(pid, None)
+        if process is not None:
+            process.close()
+        return ended(pid)
+
+    def _process(self, pid: int) -> _Process:
+        process = self._processes.get(pid)
+        if process is not None:
+            try:
+                process.identity.check()
+            except NotFound:
+                self._gone(pid)
+                process = None
+        if process is None:
+            process = self._processes[pid] = _Process(Identity(pid))
+        return process
+
+    def _attach(self, process: _Process) -> bool:
+        """Open its userfaultfd; whether there is one now."""
+        if process.uffd >= 0 or process.refused:
+            return process.uffd >= 0
+        pid = process.identity.pid
+        try:
+            fd = self._guard.open(pid)
+        except NotFound as fault:
+            raise self._gone(pid) from fault
+        except RuntimeFault as fault:
+            log.info("process %d can't be tracked: %s", pid, fault.why)
+            process.why_not, process.refused = fault.why, not fault.retry
+            return False
+        self.stopped_ns[pid] = self._guard.stopped_ns
+        try:
+            uffd.enable(fd, _FEATURES)
+        except OSError as error:
+            os.close(fd)
+            process.why_not = f"userfaultfd: {error.strerror}"
+            return False
+        process.uffd, process.why_not = fd, ""
+        return True
+
+    def _dirty(self, process: _Process, frozen: bool) -> list[Range]:
+        pid = process.identity.pid
+        # Injecting would wait for a frozen process, and hold it while the dump wants to.
+        attached = process.uffd >= 0 if frozen else self._attach(process)
+        vmas = [vma for vma in mappings(pid) if self._select(vma)]
+        fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            # After both are open: they belong to the process that we mean.
+            process.identity.check()
+            process.vmas = vmas
+            if not attached:
+                return merged((vma.start, vma.end) for vma in vmas)
+            return self._scan(process, vmas, Scanner(fd))
+        finally:
+            os.close(fd)
+
+    def _scan(self, process: _Process, vmas: list[Vma], scanner: Scanner) -> list[Range]:
+        found: list[Range] = []
+        tracked = merged((vma.start, vma.end) for vma in vmas if vma.anonymous)
+        registered = common(process.registered, tracked)
+        populated: list[Range] = []
+        for vma in vmas:
+            whole = (vma.start, vma.end)
+            if not vma.anonymous:
+                found.append(whole)
+                continue
+            new = without([whole], registered)
+            if new != [whole]:
+                try:
+                    found += _written(scanner, whole)
+                except _Unregistered:
+                    registered = without(registered, [whole])
+                    new = [whole]
+            found += new
+            # Only the new parts are protected here: protecting what the scan has seen would hide later writes to it.
+            for part in new:
+                if _register(process.uffd, scanner, part):
+                    registered = merged([*registered, part])
+            populated += _populated(scanner, whole)
+        populated = merged(populated)
+        # Given back: populated before, not now, and still mapped.
+        found += common(without(process.populated, populated), tracked)
+        process.registered, process.populated = registered, populated
+        if tracked and not registered:
+            # An exec whose old memory a vfork child still uses: registering went there. Next time, a new descriptor.
+            process.forget_memory()
+        return merged(found)
+
+
+def _register(fd: int, scanner: Scanner, part: Range) -> bool:
+    """Register memory and protect what is in it; whether it worked. Raises _OtherMemory."""
+    try:
+        uffd.register(fd, *part)
+        for piece in _populated(scanner, part):
+            uffd.protect(fd, *piece)
+    except OSError as error:
+        # userfaultfd_register says ENOMEM when there is no such memory any more, other calls ESRCH.
+        if error.errno in (errno.ESRCH, errno.ENOMEM):
+            raise _OtherMemory from None
+        # EBUSY: somebody else's. ENOENT, EINVAL, EAGAIN: changed meanwhile. It stays dirty, and is tried again.
+        return False
+    try:
+        # Whether it is this memory that was registered: the scan looks at the present one.
+        _probe(scanner, part)
+    except _Unregistered:
+        return False
+    return True
+
+
+def _written(scanner: Scanner, whole: Range) -> list[Range]:
+    """Written since the last time, and protected again. Raises _Unregistered."""
+    try:
+        return scanner.scan(*whole, all_of=pagemap.IS_WRITTEN, rearm=True)
+    except PermissionError:
+        raise _Unregistered from None
+
+
+def _probe(scanner: Scanner, whole: Range) -> None:
+    """Raises _Unregistered; changes nothing (no page is in two states at once)."""
+    try:
+        scanner.scan(
+            *whole,
+            all_of=pagemap.IS_PRESENT | pagemap.IS_SWAPPED,
+            rearm=True,
+        )
+    except PermissionError:
+        raise _Unregistered from None
+
+
+def _populated(scanner: Scanner, whole: Range) -> list[Range]:
+    return scanner.scan(*whole, any_of=_POPULATED)
