@@ -127,6 +127,7 @@ def process_plan(process: Process, spec: Spec) -> dict[str, Any]:
         "groups": list(process.additional_gids),
         "umask": process.umask if process.umask is not None else 0o022,
         "terminal": process.terminal,
+        "console_size": process.console_size,
         "capabilities": capabilities.plan(),
         "no_new_privileges": process.no_new_privileges,
         **_seccomp(spec),
@@ -153,6 +154,7 @@ def job_process(
     cwd: str,
     user: str,
     terminal: bool,
+    console_size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """The plan of a job: as the container's own process, but for what is asked for differently."""
     spec = Spec(container.record.spec)
@@ -176,6 +178,9 @@ def job_process(
         process["env"].append("TERM=xterm")
     process["cwd"] = cwd or own.cwd
     process["terminal"] = terminal
+    process.pop("consoleSize", None)
+    if terminal and console_size:
+        process["consoleSize"] = {"height": console_size[0], "width": console_size[1]}
     process.pop("oomScoreAdj", None)
     return process_plan(Process.from_dict(process), spec)
 
@@ -234,7 +239,8 @@ def _mounts(
     for device in [*secured.default_devices(), *spec.devices]:
         key = "d" + device["path"].replace("/", "-")
         mode = device.get("fileMode", 0o666)
-        externals[key] = _node(key, device["major"], device["minor"], mode, container, device)
+        major, minor = device.get("major", 0), device.get("minor", 0)
+        externals[key] = _node(key, major, minor, mode, container, device)
         mounts.append(_entry(device["path"], external=key))
     taken = {mount.destination for mount in spec.mounts}
     for name in _ETC:
@@ -297,7 +303,7 @@ def _node(
     device = device or {}
     return {
         "kind": "node",
-        "type": device.get("type", "c"),
+        "type": device.get("type", "c").replace("u", "c"),
         "major": major,
         "minor": minor,
         "mode": mode,

@@ -13,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from ckpt.ops import create as creating
-from ckpt.ops import lifecycle
+from ckpt.ops import execute, lifecycle
 from ckpt.ops.host import Host
 from ckpt.ops.volumes import with_source
 from runtime.cgroups.parse import (
@@ -250,6 +250,9 @@ def wish_of(host: Host, flags: dict[str, Any], rootfs: str, args: tuple[str, ...
             **limits_of(flags),
         )
     )
+    size = execute.own_size() if flags["tty"] else None
+    if size is not None:
+        spec["process"]["consoleSize"] = {"height": size[0], "width": size[1]}
     return creating.Wish(
         name=name,
         spec=spec,

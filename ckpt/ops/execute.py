@@ -44,12 +44,22 @@ def start_job(host: Host, name: str, job: Job, *, attach: bool) -> tuple[Control
             cwd=job.cwd,
             user=job.user,
             terminal=job.terminal,
+            console_size=own_size() if job.terminal else None,
         )
         answer = control.call("exec", process=process, stdin=job.stdin, attach=attach)
     except BaseException:
         control.close()
         raise
     return control, int(answer["job"])
+
+
+def own_size() -> tuple[int, int] | None:
+    """Rows and columns of our own terminal, if we have one."""
+    try:
+        size = os.get_terminal_size(1)
+    except OSError:
+        return None
+    return (size.lines, size.columns) if size.lines else None
 
 
 def attach(host: Host, name: str, job: int = 0) -> tuple[Control, bool]:
@@ -65,15 +75,43 @@ def attach(host: Host, name: str, job: int = 0) -> tuple[Control, bool]:
     return control, bool(answer["terminal"])
 
 
+LOST = {"exit_code": 125, "signal": None, "lost": True}
+"""Its monitor is gone: how it ended is not known."""
+DETACHED = {"exit_code": 0, "signal": None, "detached": True}
+
+
 def follow(control: Control, *, terminal: bool, stdin: bool) -> dict[str, Any]:
-    """Copy between our own standard streams and those of an attached process until it ends; returns its end."""
-    with _raw_terminal(terminal and stdin), _Signals(control, terminal):
-        return _copy(control, stdin=stdin)
+    """Copy between our own standard streams and those of an attached process until it ends; returns its end.
+
+    At a terminal, Ctrl-P Ctrl-Q leaves it running and returns DETACHED.
+    """
+    person = terminal and stdin and sys.stdin.isatty()
+    with _raw_terminal(person), _Signals(control, terminal):
+        return _copy(control, stdin=stdin, person=person)
 
 
-def _copy(control: Control, *, stdin: bool) -> dict[str, Any]:
+class _Leaving:
+    """Looks for Ctrl-P Ctrl-Q in what is typed. A Ctrl-P is held back until the next key decides."""
+
+    KEYS = b"\x10\x11"
+
+    def __init__(self) -> None:
+        self._held = b""
+
+    def __call__(self, data: bytes) -> tuple[bytes, bool]:
+        """What may be passed on, and whether the person wants to leave."""
+        data = self._held + data
+        before, leave, _ = data.partition(self.KEYS)
+        if leave:
+            return before, True
+        self._held = data[-1:] if data.endswith(self.KEYS[:1]) else b""
+        return data[: len(data) - len(self._held)], False
+
+
+def _copy(control: Control, *, stdin: bool, person: bool) -> dict[str, Any]:
     sock = control.sock
     sock.settimeout(None)
+    leaving = _Leaving()
     poll = select.poll()
     poll.register(sock, select.POLLIN)
     if stdin:
@@ -82,13 +120,22 @@ def _copy(control: Control, *, stdin: bool) -> dict[str, Any]:
         for fd, _ in poll.poll():
             if fd == 0:
                 data = os.read(0, CHUNK)
-                sock.send(b"i" + data)
                 if not data:
                     poll.unregister(0)
+                    sock.send(b"i")
+                    continue
+                if person:
+                    data, leave = leaving(data)
+                    if data:
+                        sock.send(b"i" + data)
+                    if leave:
+                        return DETACHED
+                else:
+                    sock.send(b"i" + data)
             else:
                 packet = sock.recv(1 << 18)
                 if not packet:
-                    return {"exit_code": 125, "signal": None, "lost": True}
+                    return LOST
                 kind, data = packet[:1], packet[1:]
                 if kind == b"o":
                     _write(1, data)
@@ -109,12 +156,14 @@ class _raw_terminal:  # noqa: N801 - reads as a statement
     """Our own terminal in raw mode, so that every key reaches the container."""
 
     def __init__(self, wanted: bool) -> None:
-        self._wanted = wanted and sys.stdin.isatty()
+        self._wanted = wanted
 
     def __enter__(self) -> None:
         if self._wanted:
             self._before = termios.tcgetattr(0)
-            tty.setraw(0)
+            tty.setraw(
+                0, termios.TCSADRAIN
+            )  # not FLUSH: what is typed already is for the container
 
     def __exit__(self, *_: object) -> None:
         if self._wanted:

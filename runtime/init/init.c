@@ -1,6 +1,6 @@
 /* The container's pid 1, and the pty keeper of a job with a terminal.
  *
- *   init [-t] COMMAND [ARG...]
+ *   init [-t[ROWS,COLUMNS]] COMMAND [ARG...]
  *
  * Starts COMMAND in a session of its own, passes signals on to it, reaps every orphan, and ends when COMMAND ends,
  * with its status. It is a free-standing static binary without libc, so that it runs in any root file system, maps
@@ -117,6 +117,20 @@ static long execute(char **argv, char **envp)
 	return error;
 }
 
+/* The size is there before the command looks: "-t24,80". */
+static void set_size(int master, const char *s)
+{
+	unsigned short size[4] = { 0, 0, 0, 0 };
+	int at = 0;
+	for (; *s; s++) {
+		if (*s == ',') at = 1;
+		else size[at] = (unsigned short)(size[at] * 10 + (*s - '0'));
+	}
+	if (size[0]) SYS(IOCTL, master, TIOCSWINSZ, size, 0);
+}
+
+static void say(const char *s) { SYS(WRITE, 2, s, length(s), 0); }
+
 static int open_pty(int *slave)
 {
 	int zero = 0;
@@ -195,17 +209,18 @@ __attribute__((used)) void entry(long *stack)
 	char **argv = (char **)(stack + 1), **envp = argv + argc + 1;
 	ulong_t all = ~0ul, none = 0;
 	int terminal = 0, master = -1, slave = -1, started[2], signals;
+	const char *size = "";
 	long child, error = 0;
 
 	argv++;
 	argc--;
-	if (argc > 0 && argv[0][0] == '-' && argv[0][1] == 't' && !argv[0][2]) { terminal = 1; argv++; argc--; }
+	if (argc > 0 && argv[0][0] == '-' && argv[0][1] == 't') { terminal = 1; size = argv[0] + 2; argv++; argc--; }
 	if (argc < 1) die(125);
 	is_init = SYS(GETPID, 0, 0, 0, 0) == 1;
 
 	SYS(RT_SIGPROCMASK, SIG_SETMASK, &all, 0, 8);
 	signals = (int)SYS(SIGNALFD4, -1, &all, 8, O_CLOEXEC | O_NONBLOCK);
-	if (terminal) master = open_pty(&slave);
+	if (terminal) { master = open_pty(&slave); set_size(master, size); }
 	if (SYS(PIPE2, started, O_CLOEXEC, 0, 0) < 0) die(126);
 
 	child = SYS(CLONE, SIGCHLD, 0, 0, 0);
@@ -226,7 +241,14 @@ __attribute__((used)) void entry(long *stack)
 	}
 	if (slave >= 0) SYS(CLOSE, slave, 0, 0, 0);
 	SYS(CLOSE, started[1], 0, 0, 0);
-	if (SYS(READ, started[0], &error, sizeof error, 0) == sizeof error) report(0, (u32)-error);
+	if (SYS(READ, started[0], &error, sizeof error, 0) == sizeof error) {
+		report(0, (u32)-error);
+		if (!is_init) { /* nobody else can say it: a job's keeper has been executed */
+			say("ckpt: cannot execute ");
+			say(argv[0]);
+			say(error == -ENOENT || error == -ENOTDIR ? ": not found\n" : ": not executable\n");
+		}
+	}
 	else report((u32)child, STARTED);
 	SYS(CLOSE, started[0], 0, 0, 0);
 	serve(signals, master, child);

@@ -109,7 +109,12 @@ def _load_filter(process: dict[str, Any]) -> None:
 def argv_of(process: dict[str, Any], *, under_init: bool) -> list[str]:
     """The command line to execute: the static init is pid 1, and keeper of a job's terminal."""
     if under_init or process["terminal"]:
-        return [INIT, *(["-t"] if process["terminal"] else []), *process["args"]]
+        size = process.get("console_size") or []
+        return [
+            INIT,
+            *(["-t" + ",".join(map(str, size))] if process["terminal"] else []),
+            *process["args"],
+        ]
     return list(process["args"])
 
 
