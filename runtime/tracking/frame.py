@@ -29,6 +29,7 @@ from runtime.tracking.ptrace import Registers
 # errno values by which the kernel notes that a system call is to be made again (include/linux/errno.h).
 _RESTART_FROM_START = frozenset({-512, -513, -514})
 _RESTART_REST = -516
+_ENDED_BY_HANDLERS = frozenset({-514, _RESTART_REST})
 _EINTR = -4
 _RESTART_SYSCALL = 219
 # The calls that the kernel goes on with by restart_syscall(2): poll, nanosleep, futex, clock_nanosleep.
@@ -89,15 +90,24 @@ def is_frame(data: bytes, gadgets: Gadgets) -> bool:
     return data[8 * gadgets.pops :].startswith(mark)
 
 
-def resumable(registers: Registers, text: bytes) -> Registers:
+def ended_by_handlers(registers: Registers) -> bool:
+    """Whether it was interrupted in a call that any signal's handler ends with EINTR."""
+    return _signed(registers.orig_rax) >= 0 and _signed(registers.rax) in _ENDED_BY_HANDLERS
+
+
+def resumable(registers: Registers, text: bytes, *, interrupted: bool = False) -> Registers:
     """REGISTERS of a stopped thread as it can load them by itself; TEXT is what stands before its rip.
 
     Was it interrupted inside a system call, the kernel would make the call again, or go on with the rest of a time
     limit; sigreturn(2) does neither. So the thread makes the call again, from its beginning: what it waits for may
     come later than it asked for, and nothing else can be noticed. When the kernel has gone on with the call once
-    already, only the text tells which one it was; is that not as C libraries write it, the call ends with EINTR.
+    already, only the text tells which one it was; is that not as C libraries write it, the call ends with EINTR. It
+    does so, too, when it is INTERRUPTED: a signal waits whose handler would have ended it.
     """
     values = Registers.from_buffer_copy(registers)
+    if interrupted and ended_by_handlers(registers):
+        values.rax = _EINTR & _MASK64
+        return values
     result = _signed(values.rax)
     if _signed(values.orig_rax) < 0 or result not in {*_RESTART_FROM_START, _RESTART_REST}:
         return values

@@ -19,9 +19,14 @@ returns into its frame, and is as it was; but what userfaultfd(2) opened stays o
 next injection into that process finds it and closes it. Between the mask's change and its restoring the registers are
 the frame's, which has the mask, too: hence the order.
 
+What remains is a window of some microseconds on either side, in which the registers are the frame's and signals aren't
+blocked. Are we killed right there, and a signal comes, its handler runs before the thread has gone back. That matters
+to calls that a handler ends (sigsuspend, poll, sleep): made again after it they would wait for another. So where a
+signal waits at the beginning the thread handles it first, and where one waits at the end the frame says EINTR.
+
 Refused, since nothing of this may be tried and then found out: 32-bit code, shadow stacks, a main thread that has
 ended, is stopped, is traced, doesn't stop, or is in the middle of a restartable sequence (rseq(2)), which the kernel
-would forget on the way; programs without the two instructions.
+would forget on the way, or about to handle a signal; programs without the two instructions.
 """
 
 from __future__ import annotations
@@ -48,9 +53,10 @@ _CODE64 = 0x33
 _RED_ZONE = 128
 _BELOW = 32768
 """Bytes kept between the stack pointer and the frame: what the thread will use soon isn't made private copies of."""
+_TEXT = 32  # bytes before rip that tell which system call it was
 _STOP_SECONDS = 0.05
 _STRAY_SECONDS = 0.02
-_SEQUENCE_TRIES = 20
+_BUSY_TRIES = 20
 _SYSCALL_STOP = signal.SIGTRAP | 0x80
 
 
@@ -79,13 +85,8 @@ class Timing:
 def open_userfaultfd(pid: int, timing: Timing | None = None) -> int:
     """A new userfaultfd for the memory of PID, open here and no longer there. Raises Refused, Gone."""
     close_strays(pid)
-    with _prepared(pid) as process:
-        for _ in range(_SEQUENCE_TRIES):
-            with process.stopped(timing) as thread:
-                if not thread.in_sequence():
-                    return _open(process, thread)
-            time.sleep(0.001)
-    raise Refused("its main thread is in a restartable sequence all the time", again=True)
+    with _prepared(pid) as process, process.borrowable(timing) as thread:
+        return _open(process, thread)
 
 
 def _open(process: _Process, thread: _Thread) -> int:
@@ -114,12 +115,9 @@ def close_strays(pid: int) -> int:
     again = first & strays(pid)
     if not again:
         return 0
-    with _prepared(pid) as process, process.stopped(None) as thread:
-        if thread.in_sequence():
-            raise Refused("its main thread is in a restartable sequence", again=True)
-        with thread.borrowed():
-            for number in again & strays(pid):
-                thread.call(_CLOSE, number)
+    with _prepared(pid) as process, process.borrowable(None) as thread, thread.borrowed():
+        for number in again & strays(pid):
+            thread.call(_CLOSE, number)
     return len(again)
 
 
@@ -157,6 +155,19 @@ class _Process:
         self.gadgets = found
         self.stack = stack
         self.options = options
+
+    @contextlib.contextmanager
+    def borrowable(self, timing: Timing | None) -> Iterator[_Thread]:
+        """The main thread stands still where it may be borrowed. Raises Refused, Gone."""
+        why = ""
+        for _ in range(_BUSY_TRIES):
+            with self.stopped(timing) as thread:
+                why = thread.busy()
+                if not why:
+                    yield thread
+                    return
+            time.sleep(0.001)
+        raise Refused(f"{why}, each time", again=True)
 
     @contextlib.contextmanager
     def stopped(self, timing: Timing | None) -> Iterator[_Thread]:
@@ -265,10 +276,21 @@ class _Thread:
         self._tid = process.pid
         self._registers = ptrace.registers(self._tid)
         self._frame: frame.Frame | None = None
+        self._delicate = frame.ended_by_handlers(self._registers)
         if self._registers.cs != _CODE64:
             raise Refused("it runs 32-bit code")
 
-    def in_sequence(self) -> bool:
+    def busy(self) -> str:
+        """Why it has to run on for a moment first; "" when it can be borrowed."""
+        if self._in_sequence():
+            return "its main thread is in a restartable sequence"
+        if self._delicate:
+            waiting, blocked = self._signals()
+            if waiting & ~blocked:
+                return "its main thread is about to handle a signal"
+        return ""
+
+    def _in_sequence(self) -> bool:
         """Whether it is inside of a critical section of rseq(2), which ends when it runs anywhere else."""
         try:
             area = ptrace.rseq_area(self._tid)
@@ -291,12 +313,17 @@ class _Thread:
         tid, memory = self._tid, self._process.memory
         mask = ptrace.signal_mask(tid)
         place = self._place()
-        try:
-            made = frame.build(
-                place, self._way_back(), mask, ptrace.extended_state(tid), self._process.gadgets
-            )
-        except frame.Unbuildable as error:
-            raise Refused(str(error)) from error
+        state = ptrace.extended_state(tid)
+        text = os.pread(memory, _TEXT, self._registers.rip - _TEXT)
+
+        def way_back(*, interrupted: bool) -> frame.Frame:
+            values = frame.resumable(self._registers, text, interrupted=interrupted)
+            try:
+                return frame.build(place, values, mask, state, self._process.gadgets)
+            except frame.Unbuildable as error:
+                raise Refused(str(error)) from error
+
+        made = way_back(interrupted=False)
         before = os.pread(memory, len(made.data), made.address)
         if len(before) != len(made.data):
             raise Refused("its stack can't be read")
@@ -305,16 +332,24 @@ class _Thread:
         try:
             yield
         finally:
+            if self._delicate and self._signals()[0] & ~mask:
+                # Its handler runs as soon as the mask allows it.
+                os.pwrite(memory, way_back(interrupted=True).data, made.address)
             # From the first call on, and up to here, the registers are the frame's: only then may the mask change.
             ptrace.set_signal_mask(tid, mask)
             ptrace.set_registers(tid, self._registers)
             os.pwrite(memory, before, made.address)
             self._frame = None
 
-    def _way_back(self) -> ptrace.Registers:
-        """The registers with which the thread goes on should we be killed: see frame.resumable."""
-        rip = self._registers.rip
-        return frame.resumable(self._registers, os.pread(self._process.memory, 32, rip - 32))
+    def _signals(self) -> tuple[int, int]:
+        """Masks of the signals that wait for it and of those that it blocks at this moment."""
+        fields = {}
+        with open(f"/proc/{self._tid}/task/{self._tid}/status", errors="replace") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                if name in ("SigPnd", "ShdPnd", "SigBlk"):
+                    fields[name] = int(value, 16)
+        return fields["SigPnd"] | fields["ShdPnd"], fields["SigBlk"]
 
     def call(self, number: int, argument: int) -> int:
         """Make a system call with one argument in the thread; its result, negative errno included. Raises Gone."""
