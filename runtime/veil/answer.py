@@ -60,8 +60,10 @@ class Answerer:
         value, fault, flags = 0, 0, 0
         try:
             pid = self._whose(caller, fd)
-            hidden = self._ranges(pid) if pid is not None else ()
-            answer = self._scan(number, caller, pid, address, hidden) if pid and hidden else None
+            answer = None
+            # On itself CRIU tries which features the kernel has.
+            if pid is not None and pid != caller and (hidden := self._ranges(pid)):
+                answer = self._scan(number, caller, pid, address, hidden)
             if answer is None:
                 flags = _CONTINUE
             else:

@@ -105,12 +105,16 @@ def program(folder: Path) -> Path:
     return root
 
 
-def first_child(pid: int) -> int | None:
+def contained_child(pid: int) -> int | None:
+    """The child of PID that is the first process of a pid namespace; a helper may be there before it."""
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        for child in map(int, children):
+            if re.search(r"^NSpid:\s+\d+\s+1$", Path(f"/proc/{child}/status").read_text(), re.M):
+                return child
     except FileNotFoundError:
-        return None
-    return int(children[0]) if children else None
+        pass
+    return None
 
 
 @contextlib.contextmanager
@@ -126,8 +130,8 @@ def started(
     )
     with outside:
         try:
-            until(lambda: first_child(outside.pid) is not None, lambda: "it did not start")
-            hog = Hog(first_child(outside.pid) or 0)
+            until(lambda: contained_child(outside.pid) is not None, lambda: "it did not start")
+            hog = Hog(contained_child(outside.pid) or 0)
             until(lambda: len(hog.lines("READY")) == 1 + children, lambda: "it is not ready")
             yield hog
         finally:

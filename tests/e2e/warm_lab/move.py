@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from images.criu_stream import Capture, Serve
-from images.lazy_entries import plan_lazy, task_of
+from images.lazy_entries import plan_lazy
 from images.pages import build_page_map, parse_page_map
 from images.rewrite import FilteredSink, Rewriter
 from images.spool import Spool
@@ -26,9 +27,11 @@ from runtime.pagesource.read import Range, TaskReader
 from runtime.pagesource.receive import PageReceiver
 from runtime.pagesource.send import PageSender
 from runtime.veil.carry import carryable
-from runtime.veil.veil import Veil
+from runtime.veil.veil import Hide, Veil
 from tests.e2e.warm_lab.lab import COMMON, Hog, criu, log_of, until
 from tests.unit.images.fake_criu import InThread
+
+PAGE = 4096
 
 
 def task_number(pid: int) -> int:
@@ -39,51 +42,47 @@ def task_number(pid: int) -> int:
     raise AssertionError(pid)
 
 
-def populated(pid: int, ranges: list[Range]) -> list[Range]:
+def populated(pid: int, ranges: Sequence[Range]) -> list[Range]:
     """Those pages of RANGES that are there."""
     out: list[Range] = []
     with open(f"/proc/{pid}/pagemap", "rb") as file:
         for start, end in ranges:
-            file.seek(start // 4096 * 8)
-            raw = memoryview(file.read((end - start) // 4096 * 8)).cast("Q")
-            for index, entry in enumerate(raw):
-                if entry >> 62:
-                    page = start + index * 4096
-                    if out and out[-1][1] == page:
-                        out[-1] = (out[-1][0], page + 4096)
-                    else:
-                        out.append((page, page + 4096))
+            file.seek(start // PAGE * 8)
+            entries = memoryview(file.read((end - start) // PAGE * 8)).cast("Q")
+            for index, entry in enumerate(entries):
+                page = start + index * PAGE
+                if not entry >> 62:
+                    continue
+                if out and out[-1][1] == page:
+                    out[-1] = (out[-1][0], page + PAGE)
+                else:
+                    out.append((page, page + PAGE))
     return out
 
 
-@dataclass
+@dataclass(slots=True)
 class Dump:
-    """A dump that waits for its verdict, everything frozen."""
+    """A dump that waits for its verdict with everything frozen, or one that has failed."""
 
     process: subprocess.Popen[bytes]
     server: PageServer
     veil: Veil
     log: Path
-    sizes: dict[str, int] = field(default_factory=dict)
 
     def text(self) -> str:
         return log_of(self.log)
 
+    @property
+    def failed(self) -> bool:
+        return self.process.poll() is not None
+
 
 @contextlib.contextmanager
-def dump(
-    hog: Hog,
-    folder: Path,
-    sink: Spool | FilteredSink,
-    hide: Callable[[int], list[Range]],
-    *,
-    before_freeze: Callable[[Veil], None] = lambda veil: None,
-) -> Iterator[Dump]:
-    """criu dump --lazy-pages behind a veil, up to the verdict."""
+def dumped(hog: Hog, folder: Path, sink: Spool | FilteredSink, veil: Veil) -> Iterator[Dump]:
+    """criu dump --lazy-pages behind the veil. At the end of the block, without another verdict, it is resumed."""
     work = folder / "d"
-    work.mkdir(exist_ok=True)
-    with Veil(hide) as veil, PageServer() as server:
-        before_freeze(veil)
+    work.mkdir()
+    with PageServer() as server:
         capture = Capture(str(work))
         complete = threading.Event()
         argv = [
@@ -94,143 +93,145 @@ def dump(
             veil.wrap(argv),
             stdin=subprocess.DEVNULL,
             pass_fds=[server.inherit, *veil.pass_fds],
-            start_new_session=True,
         )
         server.started()
         veil.started()
         running = InThread(lambda: capture.run(sink, on_complete=complete.set))
         state = Dump(process, server, veil, work / "dump.log")
         try:
-            until(lambda: complete.is_set() or process.poll() is not None, state.text)
+            until(lambda: complete.is_set() or state.failed, state.text)
             yield state
         finally:
             server.drop_to_resume()
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(30)
-            finally:
-                process.kill()
-                process.wait()
-                running.join()
-
-
-@dataclass
-class Moved:
-    hog: Hog
-    status: Status
-    pager: Pager
-    veil_hidden: int
-    fetched: int
+            process.kill()
+            process.wait()
+            running.join()
 
 
 @contextlib.contextmanager
-def restore(
-    folder: Path, work: Path, source: Spool
-) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
-    """criu restore --lazy-pages, started and waiting for its first image; killed at the end with what it restored."""
-    root = folder / "root"
+def restored(folder: Path, spool: Spool) -> Iterator[Callable[[], Hog]]:
+    """criu restore --lazy-pages, started and waiting for its first image; at the end killed with what it restored.
+
+    Gives a function that waits until everything runs.
+    """
+    work, root = folder / "r", folder / "root"
+    log, pidfile = work / "restore.log", work / "pid"
     serve = Serve(str(work))
-    running = InThread(lambda: serve.run(source.source()))
+    running = InThread(lambda: serve.run(spool.source()))
     argv = [
         *(criu(), "restore", *COMMON, "-D", str(work), "-W", str(work), "-o", "restore.log"),
-        *("--root", str(root), "--lazy-pages", "--pidfile", str(work / "pid")),
+        *("--root", str(root), "--lazy-pages", "--pidfile", str(pidfile)),
     ]
     # The root has to be a mount point; in a mount namespace of its own, which goes with CRIU.
     script = 'mount --bind "$0" "$0" && exec "$@"'
     private = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(root)]
     process = subprocess.Popen([*private, *argv], stdin=subprocess.DEVNULL)
+
+    def wait() -> Hog:
+        until(
+            lambda: process.poll() is not None
+            or (log.exists() and "Restore finished successfully" in log.read_text(errors="replace")),
+            lambda: log_of(log),
+        )  # fmt: skip
+        assert process.poll() is None, log_of(log)
+        return Hog(int(pidfile.read_text()))
+
     try:
-        yield process, work / "restore.log"
+        yield wait
     finally:
         with contextlib.suppress(OSError, ValueError):
-            os.kill(int((work / "pid").read_text()), 9)
+            os.kill(int(pidfile.read_text()), signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(10)
         process.kill()
         process.wait()
+        spool.end()
         running.join()
+
+
+@dataclass(slots=True)
+class Moved:
+    """hidden, fetched: bytes that CRIU didn't see, and that it left to its page server."""
+
+    hog: Hog
+    status: Status
+    hidden: int
+    fetched: int
+    peak: int
+    """Bytes of the page store when everything had arrived."""
 
 
 @contextlib.contextmanager
 def moved(
-    hog: Hog, folder: Path, *, between: Callable[[Pager], None] = lambda pager: None
+    hog: Hog, folder: Path, *, before_run: Callable[[Pager], object] = lambda pager: None
 ) -> Iterator[Moved]:
-    """Move it. BETWEEN: called when it runs at its new place, its pages perhaps not all there."""
+    """Move it. BEFORE_RUN: called when all pages are there, before CRIU has any image."""
     work = folder / "r"
     work.mkdir()
-    lane_r, lane_w = os.pipe()
-    rewriter = Rewriter()
     with contextlib.ExitStack() as stack:
-        stack.callback(os.close, lane_r)
-        stack.callback(os.close, lane_w)
-        spool = stack.enter_context(Spool())
-        store = stack.enter_context(PageStore())
-        pager = stack.enter_context(Pager(str(work)))
-        process, restore_log = stack.enter_context(restore(folder, work, spool))
-        sender = stack.enter_context(PageSender(lane_w))
-        receiver = PageReceiver(lane_r, store)
-        readers = {}
-        for pid in hog.pids():
-            readers[pid] = stack.enter_context(TaskReader(pid))
-        pids = {task_number(pid): pid for pid in readers}
-        receiving = InThread(receiver.until_mark)
-        for number, pid in pids.items():
-            sender.send(number, readers[pid], populated(pid, carryable(pid)))
-        sender.mark()
-        receiving.join()
+        enter = stack.enter_context
+        spool, store = enter(Spool()), enter(PageStore())
+        pager = enter(Pager(str(work), errors=enter((folder / "pager.err").open("wb"))))
+        wait_restored = enter(restored(folder, spool))
+        lane_out, lane_in = os.pipe()
+        stack.callback(os.close, lane_out)
+        stack.callback(os.close, lane_in)
+        sender, receiver = enter(PageSender(lane_in)), PageReceiver(lane_out, store)
+        readers = {pid: enter(TaskReader(pid)) for pid in hog.pids()}
+        tasks = {task_number(pid): pid for pid in readers}
 
+        def copy(ranges: Callable[[int, int], Sequence[Range]]) -> None:
+            """Those of each task, and all has arrived."""
+            receiving = InThread(receiver.until_mark)
+            for task, pid in tasks.items():
+                sender.send(task, readers[pid], ranges(task, pid))
+            sender.mark()
+            receiving.join()
+
+        copy(lambda task, pid: populated(pid, carryable(pid)))
+
+        veil = enter(Veil(lambda pid: carryable(pid) if pid in readers else []))
         fetch: dict[int, tuple[Range, ...]] = {}
 
-        def rewrite(name: str, data: bytes) -> bytes:
-            number = task_of(name)
-            assert number is not None
-            hidden = state.veil.hidden[pids[number]]
-            plan = plan_lazy(parse_page_map(data, name), hidden, name)
-            fetch[number] = plan.fetch
+        def rewrite(task: int, data: bytes) -> bytes:
+            plan = plan_lazy(parse_page_map(data, f"of task {task}"), veil.hidden[tasks[task]])
+            fetch[task] = plan.fetch
             return build_page_map(plan.page_map.pages_id, plan.page_map.runs)
 
-        for number in pids:
-            name = f"pagemap-{number}.img"
-            rewriter.add(name.replace(".", r"\."), lambda data, name=name: rewrite(name, data))  # type: ignore[misc]
-        state: Dump
-
-        def keep(veil: Veil) -> None:
-            nonlocal state
-            state = Dump(None, None, veil, folder)  # type: ignore[arg-type]
-
-        dumping = dump(
-            hog, folder, FilteredSink(spool, rewriter),
-            lambda pid: carryable(pid) if pid in readers else [],
-            before_freeze=keep,
-        )  # fmt: skip
-        with dumping as dumped:
-            assert dumped.process.poll() is None, dumped.text()
-            receiving = InThread(receiver.until_mark)
-            for number, pid in pids.items():
-                hidden = list(dumped.veil.hidden[pid])
-                sender.send(number, readers[pid], populated(pid, hidden) + list(fetch[number]))
-            sender.mark()
-            mark = receiving.join()
-            assert mark.counts.pages
-            for number in pids:
-                pager.pages(number, store[number].fd)
+        # CRIU's images wait here until the pages are there: only so can a test look in between.
+        images = enter(Spool())
+        rewriter = Rewriter()
+        for task in tasks:
+            rewriter.add(rf"pagemap-{task}\.img", partial(rewrite, task))
+        with dumped(hog, folder, FilteredSink(images, rewriter), veil) as dump:
+            assert not dump.failed, dump.text()
+            copy(
+                lambda task, pid: [
+                    *populated(pid, veil.hidden[pid]),
+                    *populated(pid, fetch[task]),
+                ]
+            )
+            peak = store.size
+            for task in tasks:
+                pager.pages(task, store[task].fd)
             pager.complete()
+            before_run(pager)
+            for name in images.infos():
+                spool.put(name, images.read(name))
             spool.end()
-            until(
-                lambda: "restore finished" in log_of(restore_log).lower() or process.poll() is not None
-                or "Restore finished" in restore_log.read_text(errors="replace"),
-                lambda: log_of(restore_log),
-            )  # fmt: skip
-            assert process.poll() is None, log_of(restore_log)
-            dumped.server.close_and_kill()
-            assert dumped.process.wait(30) == 0, dumped.text()
-        hog = Hog(int((work / "pid").read_text()))
-        between(pager)
+            new = wait_restored()
+            dump.server.close_and_kill()
+            assert dump.process.wait(30) == 0, dump.text()
         status = pager.wait(60)
         yield Moved(
-            hog, status, pager,
-            sum(end - start for pairs in dumped.veil.hidden.values() for start, end in pairs),
+            new,
+            status,
+            sum(end - start for pairs in veil.hidden.values() for start, end in pairs),
             sum(end - start for pairs in fetch.values() for start, end in pairs),
-        )  # fmt: skip
+            peak,
+        )
 
 
-__all__ = ["Moved", "dump", "moved", "time"]
+__all__ = ["Dump", "Hide", "Moved", "dumped", "moved", "populated", "restored"]

@@ -1,0 +1,296 @@
+"""The parts of a warm move, together, with the real CRIU and a program that checks each byte of its memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from images.pages import LAZY, PRESENT, parse_page_map
+from images.spool import Spool
+from runtime.criu.page_server import PageServer
+from runtime.errors import SystemFault
+from runtime.pager import privilege
+from runtime.pager.client import Pager
+from runtime.veil import scan
+from runtime.veil.carry import carryable
+from runtime.veil.veil import Veil
+from tests import needs, runtag
+from tests.e2e.warm_lab.lab import Hog, started, until
+from tests.e2e.warm_lab.move import dumped, moved, task_number
+
+pytestmark = [needs.root, needs.criu, needs.pycriu, needs.compiler, needs.kernel("6.7")]
+
+
+@pytest.fixture
+def lab() -> Iterator[Path]:
+    """A short path: CRIU cuts longer socket paths off. Others must be able to enter: a container's user."""
+    with tempfile.TemporaryDirectory(prefix=f"ckpt-{runtag.TAG}-", dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        yield Path(folder)
+
+
+def assert_good(hog: Hog, processes: int = 1) -> None:
+    verdicts = hog.check()
+    assert len(verdicts) == processes
+    assert [verdict.bad for verdict in verdicts] == [0] * processes, verdicts
+
+
+def assert_goes_on(hog: Hog, processes: int = 1) -> None:
+    """It works on its memory, which is right, and that of a forked child as well."""
+    before = hog.rounds()
+    until(lambda: hog.rounds() > before)
+    assert_good(hog, processes)
+    assert [verdict.bad for verdict in hog.check(signal.SIGUSR2)] == [0] * processes
+
+
+# --- the commit -------------------------------------------------------------------------------------
+
+
+def test_close_kills_the_source(lab: Path) -> None:
+    with started(lab) as hog, Spool() as spool, Veil(carryable) as veil:
+        with dumped(hog, lab, spool, veil) as dump:
+            assert not dump.failed, dump.text()
+            dump.server.close_and_kill()
+            assert dump.process.wait(30) == 0, dump.text()
+        assert not hog.alive
+
+
+def test_a_reset_resumes_the_source(lab: Path) -> None:
+    with started(lab, threads=2) as hog, Spool() as spool, Veil(carryable) as veil:
+        with dumped(hog, lab, spool, veil) as dump:
+            assert not dump.failed, dump.text()
+            dump.server.drop_to_resume()
+            assert dump.process.wait(30) == 1
+        assert_goes_on(hog)
+
+
+def test_killing_criu_resumes_the_source(lab: Path) -> None:
+    with started(lab, threads=2) as hog, Spool() as spool, Veil(carryable) as veil:
+        with dumped(hog, lab, spool, veil) as dump:
+            dump.process.kill()
+            with pytest.raises(SystemFault):
+                dump.process.wait(30)
+                dump.server.close_and_kill()
+        assert_goes_on(hog)
+
+
+HOLDER = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from runtime.criu.page_server import PageServer
+server = PageServer()
+os.set_inheritable(server.inherit, True)
+print(server.inherit, flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_the_session_of_a_process_that_is_killed_is_reset() -> None:
+    """Not ended in good order, which CRIU would take for success."""
+    repo = str(Path(__file__).parents[2])
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, repo], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        number = int(holder.stdout.readline())
+        pidfd = os.pidfd_open(holder.pid)
+        from runtime.syscalls import pidfd_getfd
+
+        theirs = pidfd_getfd(pidfd, number)
+        os.close(pidfd)
+        holder.kill()
+        holder.wait()
+        try:
+            with pytest.raises(ConnectionResetError):
+                os.read(theirs, 32)
+        finally:
+            os.close(theirs)
+
+
+def test_no_answer_is_an_error() -> None:
+    with PageServer() as server, pytest.raises(SystemFault):
+        server.started()  # nobody has the other end
+        server.close_and_kill()
+
+
+# --- the veil ---------------------------------------------------------------------------------------
+
+
+def test_hidden_ranges_are_in_no_image(lab: Path) -> None:
+    with started(lab, children=1) as hog, Spool() as spool, Veil(carryable) as veil:
+        with dumped(hog, lab, spool, veil) as dump:
+            assert not dump.failed, dump.text()
+            assert set(veil.hidden) == set(hog.pids())
+            for pid in hog.pids():
+                name = f"pagemap-{task_number(pid)}.img"
+                page_map = parse_page_map(spool.read(name), name)
+                hidden = veil.hidden[pid]
+                assert sum(end - start for start, end in hidden) > 16 << 20
+                for run in page_map.runs:
+                    for start, end in hidden:
+                        assert run.end <= start or run.address >= end
+                assert page_map.bytes_of(PRESENT) > 0
+                assert page_map.bytes_of(LAZY) < 1 << 20
+        assert_good(hog, 2)
+
+
+def test_nothing_hidden_leaves_criu_alone(lab: Path) -> None:
+    with started(lab) as hog, Spool() as spool, Veil(lambda pid: []) as veil:
+        with dumped(hog, lab, spool, veil) as dump:
+            assert not dump.failed, dump.text()
+            page_map = parse_page_map(spool.read("pagemap-1.img"), "pagemap-1.img")
+            assert page_map.bytes_of(LAZY) > 14 << 20
+        assert_good(hog)
+
+
+def test_a_guard_that_dies_fails_the_dump_and_the_source_runs_on(lab: Path) -> None:
+    with started(lab, threads=2) as hog, Spool() as spool:
+
+        def hide(pid: int) -> Sequence[tuple[int, int]]:
+            os.kill(veil.guard_pid, signal.SIGKILL)
+            return carryable(pid)
+
+        with Veil(hide) as veil, dumped(hog, lab, spool, veil) as dump:
+            assert dump.process.wait(30) == 1
+            assert "PAGEMAP_SCAN: Function not implemented" in dump.text()
+        assert_goes_on(hog)
+
+
+def test_not_knowing_what_to_hide_fails_the_dump_and_the_source_runs_on(lab: Path) -> None:
+    def hide(pid: int) -> Sequence[tuple[int, int]]:
+        raise LookupError(pid)
+
+    with started(lab) as hog, Spool() as spool, Veil(hide) as veil:
+        with dumped(hog, lab, spool, veil) as dump:
+            assert dump.process.wait(30) == 1
+        assert isinstance(veil.fault, LookupError)
+        assert_goes_on(hog)
+
+
+def test_a_caller_that_dies_takes_the_guard_along() -> None:
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from runtime.veil.veil import Veil\n"
+        "veil = Veil(lambda pid: [])\n"
+        "print(veil.guard_pid, flush=True); sys.stdin.readline()\n"
+    )
+    repo = str(Path(__file__).parents[2])
+    with subprocess.Popen(
+        [sys.executable, "-c", script, repo], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as caller:
+        assert caller.stdout is not None
+        guard = int(caller.stdout.readline())
+        assert Path(f"/proc/{guard}").exists()
+        caller.kill()
+    until(lambda: _gone(guard))
+
+
+def _gone(pid: int) -> bool:
+    """Dead; whoever inherited it may not have looked yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_a_program_behind_the_veil_sees_the_rest_as_it_is() -> None:
+    """The answers come through the whole way: filter, guard, memory of the asking process."""
+    script = (
+        "import ctypes, mmap, os, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from runtime.veil.scan import *\n"
+        "m = mmap.mmap(-1, 16 * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)\n"
+        "a = ctypes.addressof(ctypes.c_char.from_buffer(m))\n"
+        "for p in (0, 1, 5, 6, 7, 12): m[p * PAGE] = 1\n"
+        "hold, end = os.pipe()\n"
+        "child = os.fork()\n"
+        "if child == 0: os.close(end); os.read(hold, 1); os._exit(0)\n"
+        "print(child, a, flush=True); sys.stdin.readline()\n"
+        "want = PAGE_IS_PRESENT | PAGE_IS_SWAPPED\n"
+        "raw = ARG.pack(ARG.size, 0, 0, 0, 0, 1, 0, 0, 0, 0, want, want)\n"
+        "found = Scanner()(os.open(f'/proc/{child}/pagemap', os.O_RDONLY), Scan(raw), a, a + 16 * PAGE, 9, 0)\n"
+        "print([((s - a) // PAGE, (e - a) // PAGE) for s, e, _ in REGION.iter_unpack(found.regions)],\n"
+        "      found.walk_end == a + 16 * PAGE)\n"
+    )
+    hidden: list[tuple[int, int]] = []
+    with Veil(lambda pid: hidden) as veil:
+        argv = [sys.executable, "-c", script, str(Path(__file__).parents[2])]
+        with subprocess.Popen(
+            veil.wrap(argv),
+            pass_fds=veil.pass_fds,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as program:
+            veil.started()
+            assert program.stdout is not None and program.stdin is not None
+            pid, address = map(int, program.stdout.readline().split())
+            hidden.append((address + scan.PAGE, address + 6 * scan.PAGE))
+            answer, _ = program.communicate("\n")
+        assert answer == "[(0, 1), (6, 8), (12, 13)] True\n"
+        assert set(veil.hidden) == {pid}
+
+
+# --- all of it --------------------------------------------------------------------------------------
+
+
+def test_a_program_moves_and_every_byte_is_right(lab: Path) -> None:
+    with started(lab, mebibytes=32) as hog, moved(hog, lab) as move:
+        assert not hog.alive
+        assert move.status.dropped == move.status.missing == 0
+        assert move.status.placed > 28 << 20
+        assert move.hidden > 32 << 20 and move.fetched < 1 << 20
+        assert_goes_on(move.hog)
+
+
+def test_threads_and_processes_move(lab: Path) -> None:
+    with started(lab, threads=4, children=2) as hog, moved(hog, lab) as move:
+        assert move.status.tasks == 3 and move.status.dropped == 0
+        assert_goes_on(move.hog, processes=3)
+
+
+def test_a_container_in_a_user_namespace_moves(lab: Path) -> None:
+    before = privilege.SYSCTL.read_text()
+    with (
+        started(lab, threads=2, children=1, base=1 << 20) as hog,
+        privilege.allowed(),
+        moved(hog, lab) as move,
+    ):
+        assert move.status.fork_events
+        assert_goes_on(move.hog, processes=2)
+    assert privilege.SYSCTL.read_text() == before
+
+
+def test_a_pager_whose_worker_is_killed_moves_it_all_the_same(lab: Path) -> None:
+    workers: list[int] = []
+
+    def kill_now_and_then(pager: Pager) -> None:
+        """A first time before the restore, then while it fills."""
+        for _ in range(2):
+            workers.append(pager.status().worker)
+            os.kill(workers[-1], signal.SIGKILL)
+            until(lambda: pager.status().worker != workers[-1])
+
+    with (
+        started(lab, mebibytes=32, threads=2) as hog,
+        moved(hog, lab, before_run=kill_now_and_then) as move,
+    ):
+        assert move.status.worker not in workers
+        assert move.status.dropped == 0
+        assert_goes_on(move.hog)
+
+
+def test_it_moves_twice(lab: Path) -> None:
+    """What was restored lazily is as good as new."""
+    (lab / "again").mkdir()
+    with started(lab, children=1) as hog, moved(hog, lab) as move:
+        assert_good(move.hog, 2)
+        (lab / "again" / "root").symlink_to(lab / "root")
+        with moved(move.hog, lab / "again") as second:
+            assert_goes_on(second.hog, processes=2)
