@@ -13,8 +13,8 @@ mapping gone, another at its place
 mapping grown, moved, split, merged
     A mapping that isn't wholly one that we registered: the parts that aren't are dirty.
 pages given back (MADV_DONTNEED)
-    They look like never written. So the populated ranges of each round are compared with those of the last: what was
-    populated and isn't is dirty.
+    They look like never written. So the empty ranges of each round are compared with those of the last: what is empty
+    and wasn't is dirty. (Asking for what is empty is several times faster than asking for what isn't.)
 exec
     New memory, nothing of it registered: as above; registering fails with ENOMEM (or goes to the old memory, where a
     vfork child still uses that), so a new userfaultfd is opened.
@@ -82,7 +82,7 @@ class _Process:
     """For good: asking again is of no use."""
     vmas: list[Vma] = field(default_factory=list)
     registered: list[Range] = field(default_factory=list)
-    populated: list[Range] = field(default_factory=list)
+    empty: list[Range] = field(default_factory=list)
 
     def forget_memory(self) -> None:
         """Its memory isn't what it was: nothing is registered, nothing known."""
@@ -90,7 +90,7 @@ class _Process:
             os.close(self.uffd)
             self.uffd = -1
         self.registered = []
-        self.populated = []
+        self.empty = []
 
     def close(self) -> None:
         self.forget_memory()
@@ -215,7 +215,7 @@ class WpAsync:
         found: list[Range] = []
         tracked = merged((vma.start, vma.end) for vma in vmas if vma.anonymous)
         registered = common(process.registered, tracked)
-        populated: list[Range] = []
+        empty: list[Range] = []
         for vma in vmas:
             whole = (vma.start, vma.end)
             if not vma.anonymous:
@@ -233,11 +233,11 @@ class WpAsync:
             for part in new:
                 if _register(process.uffd, scanner, part):
                     registered = merged([*registered, part])
-            populated += _populated(scanner, whole)
-        populated = merged(populated)
-        # Given back: populated before, not now, and still mapped.
-        found += common(without(process.populated, populated), tracked)
-        process.registered, process.populated = registered, populated
+            empty += scanner.scan(*whole, all_of=_POPULATED, inverted=_POPULATED)
+        empty = merged(empty)
+        # Given back: empty now, and not before.
+        found += without(empty, process.empty)
+        process.registered, process.empty = registered, empty
         if tracked and not registered:
             # An exec whose old memory a vfork child still uses: registering went there. Next time, a new descriptor.
             process.forget_memory()
@@ -267,7 +267,9 @@ def _register(fd: int, scanner: Scanner, part: Range) -> bool:
 def _written(scanner: Scanner, whole: Range) -> list[Range]:
     """Written since the last time, and protected again. Raises _Unregistered."""
     try:
-        return scanner.scan(*whole, all_of=pagemap.IS_WRITTEN, rearm=True)
+        # Only what is populated: asked for the written alone, the kernel counts empty pages in, and makes page tables
+        # for all of a reservation to mark them.
+        return scanner.scan(*whole, all_of=pagemap.IS_WRITTEN, any_of=_POPULATED, rearm=True)
     except PermissionError:
         raise _Unregistered from None
 
