@@ -103,7 +103,7 @@ class TaskPages:
     def digest(self, ranges: Sequence[tuple[int, int]], update: object) -> None:
         """Call UPDATE with all bytes of RANGES in order, holes as zeros, without populating them.
 
-        For comparing with the digest of the same ranges of a stopped task (pagesource.digest_of).
+        For comparing with the same ranges of a task that is frozen.
         """
         assert callable(update)
         for start, end in ranges:
