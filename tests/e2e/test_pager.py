@@ -42,8 +42,8 @@ class Task:
     """The program, and its orders."""
 
     def __init__(self, program: Path, folder: Path, number: int = 5, pages: int = PAGES) -> None:
-        argv = [program, folder / SOCKET, str(number), str(pages)]
-        self.process = subprocess.Popen(
+        argv = [str(program), str(folder / SOCKET), str(number), str(pages)]
+        self.process: subprocess.Popen[str] = subprocess.Popen(
             argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         assert self.answer() == "ready"
