@@ -79,12 +79,14 @@ def restore(host: Host, source: str, name: str, no_verify: bool) -> None:
     ckpt restore backup.ckpt --as copy
     """
     if source == "-":
-        container = restoring.from_stream(host, 0, name=name)
+        done = restoring.from_stream(host, 0, name=name)
     elif "/" in source or (source not in host.store.names() and Path(source).is_file()):
-        container = restoring.from_file(host, Path(source), name=name)
+        done = restoring.from_file(host, Path(source), name=name)
     else:
-        container = restoring.from_store(host, source, name=name, verify=not no_verify)
-    click.echo(container.record.name)
+        done = restoring.from_store(host, source, name=name, verify=not no_verify)
+    for note in done.notes:
+        click.echo(f"ckpt: {done.container.record.name}: {note}", err=True)
+    click.echo(done.container.record.name)
 
 
 @click.group("checkpoints", context_settings={"help_option_names": ["-h", "--help"]})

@@ -11,11 +11,12 @@ go() | abandon() the verdict
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import platform
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
@@ -30,6 +31,7 @@ from images.criu_stream import Serve
 from images.manifest import Manifest
 from images.moving import Mover
 from images.parts import Part, Sink
+from images.readdress import readdress
 from images.rewrite import Rewriter
 from images.sources import Source
 from runtime.container import idrange
@@ -70,6 +72,9 @@ class Arrival:
         self.restorer: Restorer
         self.times: dict[str, int] = {}
         self.late: Late | None = None
+        self.notes: list[str] = []
+        """What is different from before, for people."""
+        self._moved: dict[str, str] = {}
         self._faults: list[BaseException] = []
         self._server: threading.Thread | None = None
 
@@ -141,16 +146,43 @@ class Arrival:
             )
             self._stack.callback(self._forget)
             self.began = True
-            config = NetworkConfig.from_dict(record.network)
-            record.network = addresses.resolve(
-                config, root_dir=self.host.paths.root, container_id=record.id
-            ).to_dict()
+            record.network = self._network(record, everyone).to_dict()
             self.container.save()
         for path in (self.container.paths.upper, self.container.paths.rw / "work"):
             path.mkdir(mode=0o755, parents=True)
         self.container.paths.etc.mkdir(mode=0o755)
         self.container.paths.logs.mkdir(mode=0o700)
         write_etc(self.container)
+
+    def _network(self, record: Record, everyone: list[Container]) -> NetworkConfig:
+        """Its addresses of before; others where those are somebody else's now and it may have others."""
+        before = NetworkConfig.from_dict(record.network)
+        root = self.host.paths.root
+        config = before
+        # A migration moves its addresses along, or is refused; l2 addresses were chosen by the user.
+        if (
+            before.kind == "bridge"
+            and not self._same_id
+            and addresses.conflicts(before, root_dir=root, container_id=record.id)
+        ):
+            config = before.renewed()
+        taken = [
+            port
+            for other in everyone
+            for port in NetworkConfig.from_dict(other.record.network).ports
+        ]
+        if not self._same_id:
+            free = tuple(p for p in config.ports if not any(map(p.overlaps, taken)))
+            if free != config.ports:
+                lost = ", ".join(str(port) for port in config.ports if port not in free)
+                self.notes.append(f"not published, since another container has it: {lost}")
+                config = config.replace(ports=free)
+        after = addresses.resolve(config, root_dir=root, container_id=record.id)
+        self._moved = _pairs(before.addresses, after.addresses)
+        if self._moved:
+            new = ", ".join(self._moved.values())
+            self.notes.append(f"its addresses are another's; it has {new}, connections ended")
+        return after
 
     def _forget(self) -> None:
         if not self._done:
@@ -177,6 +209,8 @@ class Arrival:
         before, after = self.manifest.rootfs.id_base or 0, self.container.record.id_base
         if before != after:
             rewriter.move_ids(before, after)
+        if self._moved:
+            rewriter.add(r"files\.img", lambda data: readdress(data, self._moved)[0])
         return rewriter
 
     # ---- CRIU
@@ -258,6 +292,17 @@ class Arrival:
         """Undo everything. Leaving the context does the same, unless hold() or go() came before."""
         self._done = False
         self._stack.close()
+
+
+def _pairs(before: Iterable[str], after: Iterable[str]) -> dict[str, str]:
+    """Old address to new, of the same family and in order, for those that changed; without prefixes."""
+    old, new = ([ipaddress.ip_interface(text).ip for text in texts] for texts in (before, after))
+    pairs: dict[str, str] = {}
+    for version in (4, 6):
+        mine = [ip for ip in old if ip.version == version]
+        theirs = [ip for ip in new if ip.version == version]
+        pairs |= {str(a): str(b) for a, b in zip(mine, theirs, strict=False) if a != b}
+    return pairs
 
 
 def arrived_by(host: Host, migration: str) -> Container:

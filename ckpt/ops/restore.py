@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ckpt.ops.arrival import Arrival, LayersAside
@@ -14,6 +14,7 @@ from ckpt.ops.dump import opened
 from ckpt.ops.host import Host
 from images.bundle_stream import StreamReader, StreamWriter
 from images.checkpoint import Checkpoint
+from images.draft import Draft
 from images.errors import Corrupt, ImageFault, Truncated
 from images.manifest import Manifest
 from images.moving import Mover
@@ -21,11 +22,18 @@ from images.parts import CRIU, FILES, PartInfo
 from images.receive import receive
 from images.rewrite import FilteredSink, FilteredSource
 from images.spool import Spool
-from images.draft import Draft
 from runtime.container.record import Container, check_name
 
 
-def from_store(host: Host, checkpoint: str, *, name: str = "", verify: bool = True) -> Container:
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """notes: what is different from before, a line each."""
+
+    container: Container
+    notes: tuple[str, ...]
+
+
+def from_store(host: Host, checkpoint: str, *, name: str = "", verify: bool = True) -> Restored:
     """Restore from the store. Raises Corrupt when VERIFY finds a byte that is not the dump's."""
     host.ready()
     with host.store.open(checkpoint) as stored:
@@ -44,7 +52,7 @@ def from_store(host: Host, checkpoint: str, *, name: str = "", verify: bool = Tr
             _stored_files(stored, arrival)
             arrival.restore(FilteredSource(stored.source(), arrival.rewriter()))
             arrival.go()
-            return arrival.container
+            return Restored(arrival.container, tuple(arrival.notes))
 
 
 def _stored_files(stored: Checkpoint, arrival: Arrival) -> None:
@@ -134,7 +142,7 @@ class Incoming:
         try:
             sinks = _Sinks(self)
             with StreamReader(self._fd, cancel_fd=self._cancel) as reader:
-                received = receive(reader, sinks, on_manifest=self._on_manifest)  # type: ignore[arg-type]
+                received = receive(reader, sinks, on_manifest=self._on_manifest)
             self.size = received.size
             self.parts = received.parts
             self.spool.end()
@@ -174,7 +182,7 @@ class _Sinks(dict):  # type: ignore[type-arg]
         return kind in (CRIU, FILES)
 
 
-def from_stream(host: Host, fd: int, *, name: str = "") -> Container:
+def from_stream(host: Host, fd: int, *, name: str = "") -> Restored:
     """Restore from a checkpoint stream on FD, keeping nothing on disk in between."""
     host.ready()
     made: list[Arrival] = []
@@ -195,14 +203,14 @@ def from_stream(host: Host, fd: int, *, name: str = "") -> Container:
         arrival.restore(incoming.spool.source(), check=incoming.check)
         incoming.wait_ended()
         arrival.go()
-        return arrival.container
+        return Restored(arrival.container, tuple(arrival.notes))
     finally:
         for arrival in made:
             arrival.__exit__(None, None, None)
         incoming.close()
 
 
-def from_file(host: Host, path: Path, *, name: str = "") -> Container:
+def from_file(host: Host, path: Path, *, name: str = "") -> Restored:
     """Restore from a checkpoint stream in a file."""
     with opened(path) as fd:
         return from_stream(host, fd, name=name)
@@ -249,7 +257,7 @@ def import_stream(host: Host, fd: int, *, name: str = "") -> Manifest:
 
     try:
         with StreamReader(fd) as reader:
-            receive(reader, Sinks(), on_manifest=begin)  # type: ignore[arg-type]
+            receive(reader, Sinks(), on_manifest=begin)
         return drafts[0].publish(manifests[0])
     finally:
         for draft in drafts:
