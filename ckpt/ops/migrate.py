@@ -168,7 +168,7 @@ class Migration:
 
     def _conclude(self, finish: Finish) -> Report:
         cause = finish.cause
-        if finish.outcome is Outcome.MOVED or isinstance(cause, _DryRun):
+        if finish.outcome is Outcome.MOVED or isinstance(cause, DryRun):
             return self.report
         if finish.outcome is Outcome.UNFINISHED:
             raise SystemFault(
@@ -181,7 +181,7 @@ class Migration:
         self._forget_aborted()
         if self.report.findings:
             raise self._refusal()
-        raise self._stopped or cause or _given_up(self.container)
+        raise cause or _given_up(self.container)
 
     def _forget_aborted(self) -> None:
         """An abort that the other host has heard of is over; another stays on record for `ckpt recover`."""
@@ -327,7 +327,7 @@ class Migration:
                 self._facts, layers, forecast.measure(self._conversed.ask)
             )
             self._phase("preflight")
-            raise _DryRun(doing="trying", target=self.report.name, why="a dry run ends here")
+            raise DryRun(doing="trying", target=self.report.name, why="a dry run ends here")
         self._phase("preflight", "open")
         self._conversed.peer_timeout += self._expected / SLOW
         self._departure = self._stack.enter_context(
@@ -374,15 +374,15 @@ class Migration:
     def freeze(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
         assert self._departure is not None and self._writer is not None
         before = self._writer.size
-        self._departure.freeze_and_dump(self._writer, check=self._dumping)
+        self._departure.freeze_and_dump(self._writer, check=lambda: self._dumping(stop))
         self.report.bytes_images = self._writer.size - before
         self._writer.end()
         self._phase("dump", "restore")
         self.report.bytes_total = self._writer.size
         return {"summary": {"bytes": self._writer.size}}
 
-    def _dumping(self) -> None:
-        stops.reached("dump")
+    def _dumping(self, stop: threading.Event) -> None:
+        stops.reached("dump", stop)
         self._going()
 
     def _hold(self) -> None:
@@ -452,7 +452,7 @@ class Migration:
             delay = min(5.0, delay * 2)
 
 
-class _DryRun(RuntimeFault):
+class DryRun(RuntimeFault):
     """Not a fault: how a dry run leaves the exchange."""
 
 

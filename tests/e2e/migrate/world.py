@@ -198,9 +198,14 @@ class World:
             (int(end), int(length)) for end, length in map(str.split, path.read_text().splitlines())
         ]
 
-    def pid(self, host: Host) -> int:
-        """The host's pid of the container's init."""
-        return int(host.ckpt("inspect", "w", json_output=True)["status"]["init_pid"])
+    def status(self, host: Host) -> dict[str, Any]:
+        (path,) = host.root.glob("containers/*/status.json")
+        found: dict[str, Any] = json.loads(path.read_text())
+        return found
+
+    def jobs(self, host: Host) -> dict[str, Any]:
+        found: dict[str, Any] = self.status(host)["jobs"]
+        return found
 
     def journal(self, host: Host) -> dict[str, Any]:
         (path,) = HostPaths.of(str(host.root)).journals.glob("*.json")

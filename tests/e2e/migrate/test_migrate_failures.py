@@ -1,0 +1,258 @@
+"""What fails in the middle: CRIU, the link, the disk, the restore. Before COMMIT the source goes on as if nothing was."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from runtime.paths import HostPaths
+from tests import needs
+from tests.e2e.migrate.world import World, criu_of, eventually, kill
+from tests.lab.lab import Host
+
+pytestmark = [
+    needs.root, needs.criu, needs.sshd, needs.netns, needs.bridge, needs.veth, needs.tool("cc"),
+]  # fmt: skip
+
+
+def fails(process: subprocess.Popen[str], code: int) -> str:
+    """PROCESS ends with CODE and one line that says why."""
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == code, errors
+    said = [line for line in errors.splitlines() if line.startswith("ckpt: ")]
+    assert len(said) == 1, errors
+    return said[0]
+
+
+def stays(world: World, client: object) -> None:
+    world.runs_at(world.a, client)  # type: ignore[arg-type]
+    world.nothing_at(world.b)
+
+
+@pytest.mark.parametrize("point", ["dump", "freeze-done"])
+def test_criu_killed_at_the_source(world: World, point: str) -> None:
+    """Its sockets were in repair mode, and its network locked: both must be mended."""
+    world.run("-m", "8")
+    client = world.connect()
+    process = world.begin(env=world.stop_at(point, "wait"))
+    world.reached(point)
+    for pid in criu_of(world.a, "dump"):
+        kill(pid)
+    world.go_on(point)
+    if point == "dump":
+        fails(process, 20)
+        stays(world, client)
+        return
+    # Everything was dumped: whether it fails or not, there is one copy, and its client is served.
+    process.communicate(timeout=100)
+    client.beat()
+    assert {world.state(world.a), world.state(world.b)} == {"running", ""}
+
+
+def test_criu_and_the_command_killed_at_the_source(world: World) -> None:
+    world.run("-m", "8")
+    client = world.connect()
+    process = world.begin(env=world.stop_at("freeze-done", "wait"))
+    world.reached("freeze-done")
+    for pid in criu_of(world.a, "dump"):
+        kill(pid)
+    for word in world.processes(world.a):
+        if " migrate w b" in word:
+            kill(int(word.split()[0]))
+    process.wait(20)
+    stays(world, client)
+
+
+@pytest.mark.parametrize("point", ["brace", "prepare"])
+def test_criu_killed_at_the_destination(world: World, point: str) -> None:
+    world.run("-m", "8")
+    client = world.connect()
+    process = world.begin(env=world.stop_at(point, "wait", there=True))
+    world.reached(point)
+    if point == "prepare":
+        eventually("CRIU restores", lambda: criu_of(world.b, "restore"))
+        for pid in criu_of(world.b, "restore"):
+            kill(pid)
+        world.go_on(point)
+    else:
+        world.go_on(point)
+        for pid in eventually("CRIU restores", lambda: criu_of(world.b, "restore")):
+            kill(pid)
+    process.communicate(timeout=100)
+    assert process.returncode != 0
+    stays(world, client)
+
+
+@pytest.mark.parametrize(
+    "point", ["sync", "freeze", "prepare", "journal-prepared"], ids=lambda point: f"at-{point}"
+)
+def test_a_step_that_fails(world: World, point: str) -> None:
+    world.run("-m", "4")
+    client = world.connect()
+    there = point in ("prepare", "journal-prepared")
+    process = world.begin(env=world.stop_at(point, "fail", there=there))
+    process.communicate(timeout=100)
+    assert process.returncode != 0
+    stays(world, client)
+
+
+def test_a_file_that_the_restore_needs_is_gone(world: World) -> None:
+    """CRIU's own failure at the other host, in words, and its log is kept there."""
+    world.run("-m", "4")
+    client = world.connect()
+    world.migrate()
+    world.migrate(source=world.b)
+    (program,) = [
+        path / "fs/bin/ticker"
+        for path in (world.b.root / "layers").iterdir()
+        if (path / "fs/bin/ticker").exists()
+    ]
+    program.rename(world.scratch / "ticker")
+    process = world.begin()
+    line = fails(process, 37)
+    shutil.move(world.scratch / "ticker", program)
+    assert "restoring" in line
+    assert "/bin/ticker" in line
+    stays(world, client)
+    assert list((world.b.root / "logs").iterdir())
+
+
+def test_a_disk_that_fills_up_at_the_destination(world: World) -> None:
+    world.run("-m", "1", network="none")
+    small = world.scratch / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160m", "small", small], check=True)
+    try:
+        stop = f"CKPT_TEST_STOP_AT=receive:wait={world.scratch / 'receive'}"
+        env = {"CKPT_REMOTE": f"env CKPT_ROOT={small} {stop} ckpt"}
+        process = world.begin(env=env)
+        world.reached("receive")
+        with (small / "ballast").open("wb") as file, pytest.raises(OSError):
+            while True:
+                file.write(bytes(1 << 20))
+                file.flush()
+        world.go_on("receive")
+        process.communicate(timeout=100)
+        assert process.returncode != 0
+        assert world.state(world.a) == "running"
+        eventually("nothing is there", lambda: not any((small / "containers").iterdir()))
+    finally:
+        subprocess.run(["umount", "-l", small], check=True)
+
+
+# ---- the link
+
+
+@pytest.mark.parametrize("point", ["sync", "dump"])
+def test_the_link_breaks_before_commit(world: World, point: str) -> None:
+    world.run("-m", "4")
+    client = world.connect()
+    config = quick(world)
+    process = world.begin(env={**world.stop_at(point, "wait"), **config})
+    world.reached(point)
+    world.lab.link_down("b")
+    world.go_on(point)
+    process.communicate(timeout=150)
+    assert process.returncode != 0
+    client.beat()
+    assert world.state(world.a) == "running"
+    world.lab.link_up("b")
+    world.a.run(["ckpt", "recover"], env=config)
+    world.nothing_at(world.b, patience=100)
+    assert not any(world.a.root.glob("migrations/*.json"))
+
+
+def test_the_link_breaks_when_it_is_prepared_and_the_destination_waits(world: World) -> None:
+    world.run("-m", "4")
+    client = world.connect()
+    config = quick(world)
+    process = world.begin(env={**config, **world.stop_at("journal-prepared", "wait", there=True)})
+    world.reached("journal-prepared")
+    world.lab.link_down("b")
+    world.go_on("journal-prepared")
+    process.communicate(timeout=150)
+    assert process.returncode != 0
+    world.runs_at(world.a, client)
+    assert world.journal(world.b)["state"] == "prepared"
+    eventually("the agent has gone", lambda: not agents(world, world.b), patience=100)
+    assert world.state(world.b) == "restoring"
+    # Nobody there may touch it, and recover there only waits.
+    refused = world.b.run(["ckpt", "rm", "-f", "w"], check=False)
+    assert refused.returncode == 11, refused.stderr
+    assert "waits for that host's word" in refused.stderr
+    assert "waits for the word of" in world.b.ckpt("recover")
+    world.lab.link_up("b")
+    assert "given up: it runs here" in world.a.run(["ckpt", "recover"], env=config).stdout
+    stays(world, client)
+
+
+@pytest.mark.parametrize("assume", ["aborted", "committed"])
+def test_a_person_decides_when_the_source_is_gone_for_good(world: World, assume: str) -> None:
+    world.run("-m", "4")
+    client = world.connect()
+    config = quick(world)
+    process = world.begin(env={**config, **world.stop_at("journal-prepared", "wait", there=True)})
+    world.reached("journal-prepared")
+    world.lab.link_down("b")
+    world.go_on("journal-prepared")
+    process.communicate(timeout=150)
+    eventually("the agent has gone", lambda: not agents(world, world.b), patience=100)
+    if assume == "committed":
+        # The source is gone with everything on it.
+        client.close()
+        world.a.ckpt("rm", "-f", "w")
+        for path in HostPaths.of(str(world.a.root)).journals.iterdir():
+            path.unlink()
+    world.lab.link_up("b")
+    said = world.b.ckpt("recover", "--assume", assume)
+    if assume == "aborted":
+        assert "given up" in said
+        stays(world, client)
+    else:
+        assert "finished: it runs here" in said
+        world.runs_at(world.b)
+
+
+def test_the_command_dies_after_commit_and_recover_finishes_what_could_not_be_said(
+    world: World,
+) -> None:
+    """The healing by itself fails too, since the other host can't be reached: a person does it later."""
+    world.run("-m", "4")
+    client = world.connect()
+    config = quick(world)
+    kill_it = world.stop_at("journal-committed", "kill")
+    heal = world.stop_at("heal", "fail")["CKPT_TEST_STOP_AT"]
+    kill_it["CKPT_TEST_STOP_AT"] += f",{heal}"
+    process = world.begin(env={**config, **kill_it})
+    process.communicate(timeout=60)
+    world.reached("heal")
+    assert world.journal(world.a)["state"] == "committed"
+    assert world.journal(world.b)["state"] == "prepared"
+    # Held there, frozen here: it must not come back here by any way.
+    refused = world.a.run(["ckpt", "start", "w"], check=False)
+    assert refused.returncode == 11, refused.stderr
+    assert "it has moved to b" in refused.stderr
+    assert (
+        "finished: it runs at the destination"
+        in world.a.run(["ckpt", "recover"], env=config).stdout
+    )
+    world.runs_at(world.b, client)
+    world.nothing_at(world.a)
+    assert not any(world.a.root.glob("migrations/*.json"))
+
+
+def quick(world: World) -> dict[str, str]:
+    """An SSH configuration that gives up a silent link soon."""
+    config = world.scratch / "config"
+    config.write_text(
+        "ConnectTimeout 2\nServerAliveInterval 1\nServerAliveCountMax 3\n"
+        + world.lab.login.config.read_text()
+    )
+    return {"CKPT_SSH_CONFIG": str(config)}
+
+
+def agents(world: World, host: Host) -> list[str]:
+    return [word for word in world.processes(host) if word.rstrip().endswith("agent")]
