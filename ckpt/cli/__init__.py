@@ -54,11 +54,16 @@ def cli(context: click.Context, root: str | None, verbose: int) -> None:
 
 
 def main() -> None:
-    """The entry point of the program."""
+    """The command line, to its exit code. click's own ways to end are its; all others are the edge's."""
     interrupt.install()
     try:
-        cli(prog_name="ckpt")
-    except Exception as error:  # outside of any command: reading options, completing a word
+        # Not standalone: click would turn an interruption into "Aborted!" and a code of its own.
+        code = cli.main(prog_name="ckpt", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort as error:
+        sys.exit(conclude(error.__cause__ or KeyboardInterrupt()))
+    except (Exception, interrupt.Interrupted) as error:  # outside of any command
         sys.exit(conclude(error))
-    except KeyboardInterrupt as error:
-        sys.exit(conclude(error))
+    sys.exit(code if isinstance(code, int) else 0)

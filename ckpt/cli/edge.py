@@ -148,7 +148,7 @@ def conclude(error: BaseException, *, as_json: bool = False) -> int:
     if isinstance(error, BrokenPipeError) and _reader_gone():
         _silence()
         return SIGNALLED + signal.SIGPIPE
-    if isinstance(error, KeyboardInterrupt):
+    if isinstance(error, (KeyboardInterrupt, Interrupted)):
         number = error.number if isinstance(error, Interrupted) else signal.SIGINT
         click.echo("ckpt: interrupted", err=True)
         return SIGNALLED + number
@@ -159,7 +159,7 @@ def conclude(error: BaseException, *, as_json: bool = False) -> int:
             report(_system_fault(error), as_json=as_json)
         else:
             _report_bug(error, as_json=as_json)
-        if _verbose() and not isinstance(error, KeyboardInterrupt):
+        if _verbose():
             traceback.print_exception(error, file=sys.stderr)
     return exit_code(error)
 

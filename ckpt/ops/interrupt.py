@@ -17,8 +17,8 @@ from types import FrameType
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Interrupted(KeyboardInterrupt):
-    """A signal ended the command."""
+class Interrupted(BaseException):
+    """A signal ended the command. No KeyboardInterrupt: libraries catch that to do things of their own."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)

@@ -49,7 +49,7 @@ try:
     finally:
         os.kill(me, signal.SIGINT); os.kill(me, signal.SIGTERM)
         print("cleaned up")
-except KeyboardInterrupt as error:
+except interrupt.Interrupted as error:
     print("once", error.number)
 """)
     assert (code, said) == (0, ["cleaned up", "once 2"])
@@ -64,7 +64,7 @@ try:
             print("inner")
         print("outer")
     print("never")
-except KeyboardInterrupt as error:
+except interrupt.Interrupted as error:
     print("then", error.number)
 """)
     assert (code, said) == (0, ["inner", "outer", "then 15"])
