@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from typing import Any
@@ -13,6 +14,7 @@ from ckpt.cli.types import TAKES_COMMAND, command, inner_command
 from ckpt.ops import create as creating
 from ckpt.ops import execute, lifecycle
 from ckpt.ops.host import Host, lock_container
+from runtime.errors import SystemFault
 
 
 @command("run", context_settings=TAKES_COMMAND)
@@ -45,9 +47,13 @@ def run(host: Host, rootfs: str, args: tuple[str, ...], detach: bool, **flags: A
         creating.forget(host, container)
         raise
     with control:
+        if wish.remove:
+            control.send(op="care")
         end = execute.follow(control, terminal=terminal, stdin=wish.stdin)
-    if wish.remove:
-        lifecycle.remove_quietly(host, name)
+        if wish.remove and "detached" not in end:
+            lifecycle.remove_quietly(host, name)
+            with contextlib.suppress(SystemFault):
+                control.send(op="done")
     sys.exit(end["exit_code"])
 
 

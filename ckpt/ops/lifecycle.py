@@ -6,6 +6,7 @@ import contextlib
 import logging
 import signal
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from ckpt.ops import hooks
@@ -77,29 +78,35 @@ def stop(
     if container.record.wanted != "stopped":
         container.record.wanted = "stopped"
         container.save()
-    if container.status().state in LIVE:
-        with contextlib.suppress(WrongState):
-            _end(container, grace, number)
-    tear_down(host, container)
+    with contextlib.ExitStack() as stack:
+        if container.status().state in LIVE:
+            with contextlib.suppress(WrongState, SystemFault):  # it has ended meanwhile
+                stack.enter_context(_ending(container, grace, number))
+        tear_down(host, container)
 
 
-def _end(container: Container, grace: float, number: int) -> None:
-    with Control.connect(container.paths, container.record.name) as control:
-        control.send(op="wait")
-        with Control.connect(container.paths, container.record.name) as other:
-            if container.status().state == "created":
-                number = (
-                    signal.SIGKILL
-                )  # its process has no handler yet, and pid 1 ignores what it has none for
-            other.call("kill", signal=int(number))
-            with contextlib.suppress(SystemFault):
-                try:
-                    control.receive(grace)
-                except TimedOut:
-                    other.call("kill", signal=int(signal.SIGKILL))
-                    control.receive(30.0)
-                with contextlib.suppress(TimedOut):
-                    other.receive(10.0)  # until the monitor itself is gone
+@contextlib.contextmanager
+def _ending(container: Container, grace: float, number: int) -> Iterator[None]:
+    """End it. Inside, all that it held is the caller's to free; if the caller dies there, its monitor sees to that."""
+    with (
+        Control.connect(container.paths, container.record.name) as waiting,
+        Control.connect(container.paths, container.record.name) as asking,
+    ):
+        asking.call("care")
+        waiting.send(op="wait")
+        if container.status().state == "created":
+            # Its process has no handler yet, and pid 1 ignores what it has none for.
+            number = signal.SIGKILL
+        # Without waiting for the answer: it may end before it comes.
+        asking.send(op="kill", signal=int(number))
+        try:
+            waiting.receive(grace)
+        except TimedOut:
+            asking.send(op="kill", signal=int(signal.SIGKILL))
+            waiting.receive(30.0)
+        yield
+        with contextlib.suppress(SystemFault):
+            asking.send(op="done")
 
 
 def kill(container: Container, number: int) -> None:

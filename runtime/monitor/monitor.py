@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 
 STARTED = 0xFFFFFFFF
 SOCKET = "ctl"
+DONE = b'{"op": "done"}'
+CARE = 120.0
+"""Seconds that a caretaker has."""
 LINGER = 60.0
 """Seconds that a follower which reads slowly has for the output that is left when the container has ended."""
 
@@ -54,6 +57,8 @@ class Monitor:
         self.init_pid = 0
         self.building: Building | None = None
         self.restoring: Restoring | None = None
+        self.caretaker: Client | None = None
+        """Frees what is left at the end, instead of our `ended` command."""
         self.quiesced: dict[str, Any] | None = None
         """A dump is under way; its reason becomes that of the end."""
 
@@ -98,10 +103,11 @@ class Monitor:
         os.chmod(path, 0o600)
         server.listen(16)
         os.close(directory)
-        self.loop.watch(server.fileno(), READ, lambda: self._on_connect(server))
+        self._server = server
+        self.loop.watch(server.fileno(), READ, self._on_connect)
 
-    def _on_connect(self, server: socket.socket) -> None:
-        client = Client(server.accept()[0])
+    def _on_connect(self) -> None:
+        client = Client(self._server.accept()[0])
         self.clients.append(client)
         self.loop.watch(client.sock.fileno(), READ, lambda: self.on_client(client))
 
@@ -124,6 +130,7 @@ class Monitor:
 
     def _say_farewell(self) -> None:
         """Those who have not read everything yet get the rest from a child: we have other things to do."""
+        self._server.close()  # who connects too late is told so at once
         slow = [client for client in self.clients if client.wants_to_write]
         if slow and os.fork() == 0:
             try:
@@ -135,7 +142,24 @@ class Monitor:
             finally:
                 os._exit(0)
         for client in self.clients:
-            client.close()
+            if client is not self.caretaker:
+                client.close()
+
+    def is_cared_for(self) -> bool:
+        """After the end: whether the caretaker has freed everything. If it dies before it says so, it has not."""
+        if self.caretaker not in self.clients or self.caretaker is None:
+            return False
+        sock = self.caretaker.sock
+        sock.settimeout(CARE)
+        while True:
+            try:
+                packet = sock.recv(1 << 16)
+            except ConnectionResetError:
+                continue  # it left without reading all that we said; what it said is still to be had
+            except OSError:
+                return False
+            if packet == DONE or not packet:
+                return packet == DONE
 
     # ---- processes and their streams
 
@@ -326,7 +350,7 @@ class Monitor:
 
 
 def run(plan_path: str, starter_fd: int) -> None:
-    """The monitor's whole life. Doesn't return: at its end it becomes the plan's `ended` command."""
+    """The monitor's whole life. At its end it becomes the plan's `ended` command, unless somebody cares."""
     with open(plan_path) as file:
         plan = json.load(file)
     os.setsid()
@@ -342,6 +366,8 @@ def run(plan_path: str, starter_fd: int) -> None:
     monitor = Monitor(plan, starter, outside)
     monitor.run()
     building.leave(outside)
+    if monitor.is_cared_for():
+        return
     # What is left (network, cgroups, restart policy) needs more than we have loaded.
     dumping = (monitor.quiesced or {}).get("environment", {})
     os.execve(plan["ended"][0], plan["ended"], {**plan["environment"], **dumping})

@@ -49,7 +49,7 @@ def test_what_a_container_wrote_is_there_after_a_restart_and_gone_after_rm(box: 
     home = Path(box.inspect("c")["paths"]["home"])
     box("stop", "-t", "0", "c")
     box("start", "c")
-    until(lambda: (home / "log").read_text().count("F x") == 1)
+    until(lambda: box("logs", "c").count("x") == 1)
     box("rm", "-f", "c")
     assert not home.exists() and box.names() == []
 
