@@ -22,7 +22,7 @@ from pathlib import Path
 from tests.vm.cargo import cargo, checkout_files
 from tests.vm.guest import Guest, GuestError
 from tests.vm.image import CannotBuild, Image, image
-from tests.vm.installed import HOME, installed
+from tests.vm.installed import HOME, READY, Installed, installed
 from tests.vm.segment import Segment
 from tests.vm.settings import CACHE, DEFAULT_SUITE, GUESTS, REPO
 
@@ -49,7 +49,10 @@ def _up(name: str, suite: str, init: str, *, bare: bool) -> None:
         made, base = image(suite), None
         freight = cargo(made.info["python"])
     else:
-        ready = installed(suite, NAME)
+        # READY: what another run has made, when the checkout goes on changing.
+        ready = (
+            Installed(Path(os.environ[READY])) if READY in os.environ else installed(suite, NAME)
+        )
         made, base, freight = ready.image, ready.disk, ready.cargo
     (PLACE / name).mkdir(parents=True, exist_ok=True)
     words = {"image": made.folder, "base": base or "", "init": init, "cargo": freight}
