@@ -15,6 +15,7 @@ import shutil
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from ckpt.ops import interrupt, stops, tidy
 from ckpt.ops.arrival import Arrival
 from ckpt.ops.host import Host
 from ckpt.ops.journal import Entry, Journal
-from ckpt.ops.preflight import destination_facts, destination_findings
+from ckpt.ops.landing import Landing
+from ckpt.ops.preflight import available_memory, destination_facts, destination_findings
 from ckpt.ops.restore import Incoming
 from images.manifest import Manifest
 from runtime.errors import Conflict, NotFound, SystemFault, TimedOut
@@ -53,7 +55,10 @@ class Agent:
         self._peer = ""
         self._journal: Journal | None = None
         self._lane: LaneReader | None = None
-        self._lane_token: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._lane_notes: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
+        self._pages_lane: LaneReader | None = None
+        self._landing: Landing | None = None
+        self._braced = threading.Event()
         self._incoming: Incoming | None = None
         self._arrival: Arrival | None = None
         self._arriving: str | None = None
@@ -99,6 +104,11 @@ class Agent:
         if self._lane is not None:
             self._lane.abort()
             self._lane = None
+        if self._pages_lane is not None:
+            self._pages_lane.abort()
+            self._pages_lane = None
+        if self._landing is not None:
+            self._landing.close()
         if self._lanes is not None:
             self._lanes.close()
         if self._arrival is not None:
@@ -132,7 +142,10 @@ class Agent:
         if message["topic"] == "probe":
             return make("note", topic="probe", body={})
         if message["topic"] == "lane":
-            self._lane_token.put(str(message["body"]["token"]))
+            self._lane_notes.put(message["body"])
+        if message["topic"] == "ready":
+            ready = self._braced.is_set() or self._restore_fault is not None
+            return make("note", topic="ready", body={"ready": ready})
         return None
 
     # ---- what the machine asks for
@@ -169,8 +182,12 @@ class Agent:
         }
 
     def receive(self, facts: Facts, stop: threading.Event) -> None:
-        token = self._lane_name(stop)
-        self._lane = self._lane_host().accept(token, LANE_OPENING)
+        note = self._lane_note(stop)
+        self._lane = self._lane_host().accept(str(note["token"]), LANE_OPENING)
+        if note.get("mode") == "warm":
+            token = str(self._lane_note(stop)["token"])
+            self._pages_lane = self._lane_host().accept(token, LANE_OPENING)
+            self._landing = Landing(self._pages_lane.fd, limit=available_memory())
 
         def arrive(manifest: Manifest) -> Arrival:
             # On disk before anything of it is here.
@@ -187,27 +204,33 @@ class Agent:
 
         self._incoming = Incoming(self._lane.fd, arrive)
         self._incoming.start()
+        # CRIU is started before the frozen window, and waits for its first image.
+        self._restoring = threading.Thread(target=self._restore, name="restore", daemon=True)
+        self._restoring.start()
 
-    def _lane_name(self, stop: threading.Event) -> str:
+    def _lane_note(self, stop: threading.Event) -> Mapping[str, Any]:
         until = time.monotonic() + ARRIVING
         while not stop.is_set() and time.monotonic() < until:
             with contextlib.suppress(queue.Empty):
-                return self._lane_token.get(timeout=TICK)
+                return self._lane_notes.get(timeout=TICK)
         raise TimedOut(
             doing="receiving", target=self._name, why="no lane was announced", retry=True
         )
 
     def brace(self, facts: Facts, stop: threading.Event) -> None:
-        """The frozen window has begun: CRIU is started now, and waits for its first image."""
-        self._restoring = threading.Thread(target=self._restore, name="restore", daemon=True)
-        self._restoring.start()
+        """The frozen window has begun. CRIU is waiting for its first image since receive()."""
 
     def _restore(self) -> None:
         try:
             assert self._incoming is not None
             arrival = self._incoming.wait_begun()
             self._incoming.wait_layers()
-            arrival.restore(self._incoming.spool.source(), check=self._check_going)
+            arrival.restore(
+                self._incoming.spool.source(),
+                check=self._check_going,
+                landing=self._landing,
+                on_started=self._braced.set,
+            )
         except BaseException as fault:
             self._restore_fault = fault
 
@@ -227,11 +250,17 @@ class Agent:
         while not self._incoming.ended.wait(TICK):
             self._check_stopped()
         self._incoming.wait_ended()
-        expected, found = facts["summary"], {"bytes": self._incoming.size}
+        expected, found = dict(facts["summary"]), {"bytes": self._incoming.size}
+        marks = int(expected.pop("marks", 0))
         if found != expected:
             raise ProtocolFault(
                 doing="receiving", target=self._name, why=f"{found} arrived instead of {expected}"
             )
+        if self._landing is not None:
+            self._landing.wait_marks(marks, self._check_stopped)
+            while not self._braced.wait(TICK):
+                self._check_stopped()
+            self._landing.hand_over()
         # The stream's own end was checked; saying goodbye on the lane can wait until the frozen window is over.
         return {"summary": found}
 
@@ -260,6 +289,9 @@ class Agent:
         if self._lane is not None:
             self._lane.abort()
             self._lane = None
+        if self._pages_lane is not None:
+            self._pages_lane.abort()
+            self._pages_lane = None
         if self._arrival is not None:
             self._arrival.abandon()
         elif self._journal is not None:

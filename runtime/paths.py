@@ -98,6 +98,11 @@ class HostPaths:
         return self.root / "network"
 
     @property
+    def programs(self) -> Path:
+        """Small C programs of ours, compiled here."""
+        return self.root / "programs"
+
+    @property
     def journals(self) -> Path:
         return self.root / "migrations"
 

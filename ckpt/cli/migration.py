@@ -17,8 +17,10 @@ from ckpt.cli.types import CONTAINER, command, json_option
 from ckpt.ops import interrupt
 from ckpt.ops import migrate as migrating
 from ckpt.ops import recover as recovering
+from ckpt.ops.convergence import Limits
 from ckpt.ops.host import Host
 from ckpt.ops.report import Report
+from runtime.cgroups.parse import parse_size
 from runtime.errors import BadInput, RuntimeFault, SystemFault, TimedOut
 from transport.lane_handover import lane_main
 from transport.protocol import Outcome
@@ -27,10 +29,26 @@ from transport.protocol import Outcome
 @command("migrate")
 @click.option(
     "--mode",
-    type=click.Choice(["auto", "cold"]),
+    type=click.Choice(["auto", "warm", "cold"]),
     default="auto",
     show_default=True,
-    help="cold: the container stands still while its memory travels.",
+    help="warm: memory is copied while the container runs; cold: it stands still meanwhile; "
+    "auto: warm if both hosts can.",
+)
+@click.option(
+    "--max-downtime",
+    type=click.FloatRange(1),
+    default=50.0,
+    show_default=True,
+    metavar="MS",
+    help="Copy on (warm) until the rest takes no longer than this.",
+)
+@click.option("--max-rounds", type=click.IntRange(1), default=20, show_default=True, metavar="N")
+@click.option("--bandwidth", metavar="RATE", help="Bytes per second for memory (warm): 100m.")
+@click.option(
+    "--abort-if-not-converging",
+    is_flag=True,
+    help="Rather not move than freeze for longer than --max-downtime.",
 )
 @click.option(
     "--dry-run", is_flag=True, help="Only preflight: what would refuse it, and nothing is touched."
@@ -53,6 +71,10 @@ def migrate(
     name: str,
     target: str,
     mode: str,
+    max_downtime: float,
+    max_rounds: int,
+    bandwidth: str | None,
+    abort_if_not_converging: bool,
     dry_run: bool,
     timeout: float | None,
     lanes: tuple[str, ...],
@@ -72,7 +94,9 @@ def migrate(
                 host,
                 name,
                 target,
-                mode="cold",  # the one that there is; auto picks by what preflight finds
+                mode=mode,
+                limits=Limits(max_downtime / 1e3, max_rounds, abort_if_not_converging),
+                bandwidth=float(parse_size(bandwidth, what="--bandwidth")) if bandwidth else None,
                 dry_run=dry_run,
                 lanes=lanes,
                 progress=progress.show,

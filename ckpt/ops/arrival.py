@@ -24,6 +24,7 @@ from ckpt.ops.bringup import Surroundings, bring_up, network_of, resources_of
 from ckpt.ops.create import forget, write_etc
 from ckpt.ops.departure import cpu_features
 from ckpt.ops.host import Host
+from ckpt.ops.landing import Landing
 from ckpt.ops.late import MAX_SIZE as MAX_LATE
 from ckpt.ops.late import NAME as LATE
 from ckpt.ops.late import Late
@@ -45,6 +46,7 @@ from runtime.files import locked
 from runtime.network import host as network
 from runtime.network import plan as addresses
 from runtime.network.config import NetworkConfig
+from runtime.pager import privilege
 from runtime.tree.receive import receive
 
 RESTORE_LIMIT = 3600.0
@@ -215,16 +217,35 @@ class Arrival:
 
     # ---- CRIU
 
-    def restore(self, source: Source, *, check: Callable[[], None] = lambda: None) -> None:
-        """Have CRIU restore from SOURCE, up to the point where nothing has run yet. CHECK may raise to end it."""
+    def restore(
+        self,
+        source: Source,
+        *,
+        check: Callable[[], None] = lambda: None,
+        landing: Landing | None = None,
+        on_started: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Have CRIU restore from SOURCE, up to the point where nothing has run yet. CHECK may raise to end it.
+
+        LANDING: the memory comes by another way, and a pager gives it to the tasks. ON_STARTED: called when CRIU waits
+        for its first image.
+        """
         container = self.container
         work = container.paths.run / "criu"
         work.mkdir(mode=0o700, parents=True, exist_ok=True)
         own_network = network_of(container).kind != "host"
         target = f"container {container.record.name}"
         self.restorer = self._stack.enter_context(
-            Restorer(self.host.criu, work=work, own_network=own_network, target=target)
+            Restorer(
+                self.host.criu,
+                work=work,
+                own_network=own_network,
+                target=target,
+                lazy=landing is not None,
+            )
         )
+        if landing is not None:
+            landing.start_pager(self.host, self.restorer.directory, work / "pager.log")
         plan = self.restorer.plan(self.manifest.container["quiesced"])
         serve = Serve(self.restorer.directory)
         self.around = self._stack.enter_context(
@@ -236,15 +257,19 @@ class Arrival:
         self._server.start()
         checked = self._checker(check)
         try:
-            self.restorer.started(self.around.control)
-            if own_network:
-                self.around.plug(self.restorer.namespaces(RESTORE_LIMIT, checked))
-                self.restorer.plugged()
-            self.restorer.prepared(RESTORE_LIMIT, checked)
+            with _lazily(landing is not None and bool(container.record.id_base)):
+                self.restorer.started(self.around.control)
+                on_started()
+                if own_network:
+                    self.around.plug(self.restorer.namespaces(RESTORE_LIMIT, checked))
+                    self.restorer.plugged()
+                self.restorer.prepared(RESTORE_LIMIT, checked)
         except CriuFault as fault:
             # The container's directories go; what CRIU said about it stays.
             fault.log = self.host.keep_log(fault.log, f"{self.name}-restore")
             raise
+        if landing is not None:
+            landing.check_restored()
         self._carry_on()
         self.times["prepared"] = time.time_ns()
 
@@ -303,6 +328,11 @@ def _pairs(before: Iterable[str], after: Iterable[str]) -> dict[str, str]:
         theirs = [ip for ip in new if ip.version == version]
         pairs |= {str(a): str(b) for a, b in zip(mine, theirs, strict=False) if a != b}
     return pairs
+
+
+def _lazily(needed: bool) -> contextlib.AbstractContextManager[None]:
+    """CRIU's restorer opens its userfaultfd as a user of the container's namespace, which the host must allow."""
+    return privilege.allowed() if needed else contextlib.nullcontext()
 
 
 def arrived_by(host: Host, migration: str) -> Container:

@@ -58,7 +58,7 @@ def import_rootfs(host: Host, rootfs: Path) -> str:
 
 def init_layer(host: Host) -> str:
     """The layer with the static init, which lies above all others: no image can put another in its place."""
-    program = init_program(host.paths.root / "init")
+    program = init_program(host.paths.programs)
     return host.layers.ensure_layer_from_files({".ckpt/init": (0o755, program)})
 
 

@@ -21,12 +21,14 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Protocol
 
+from ckpt.ops.carry import Carrier
 from ckpt.ops.host import Host
 from ckpt.ops.late import NAME as LATE
 from ckpt.ops.late import Late
 from images import remaps
 from images.criu_stream import Capture
 from images.errors import Cancelled, ImageFault, NoSpace, StreamerFault
+from images.lazy_entries import task_of
 from images.manifest import Manifest, Rootfs
 from images.moving import Mover
 from images.parts import CRIU, FILES, INVENTORY, Part, Sink
@@ -35,13 +37,15 @@ from runtime import launch
 from runtime.container.record import Container
 from runtime.control import Control
 from runtime.criu import affinity, aftermath
-from runtime.criu.dump import Dumper
+from runtime.criu.dump import Dumper, Lazy
 from runtime.criu.failures import CriuFault
+from runtime.criu.page_server import PageServer
 from runtime.criu.watches import watched_paths
 from runtime.errors import RuntimeFault, SystemFault
 from runtime.network.config import NetworkConfig
 from runtime.tree import below, shared_writable
 from runtime.tree.sync import Synchroniser
+from runtime.veil.veil import Veil
 
 DUMP_LIMIT = 3600.0
 """Seconds that a dump may take in all; stalls are found much earlier by the streams' own watchdogs."""
@@ -70,6 +74,8 @@ class Departure:
         self._verdict = False
         self._tasks: list[int] = []
         self._capture: Capture | None = None
+        self._carrier: Carrier | None = None
+        self._veils = contextlib.ExitStack()
         self._init_pid = 0
         base = container.record.id_base
         shift = (base, container.record.id_size) if base else None
@@ -91,6 +97,7 @@ class Departure:
             with contextlib.suppress(RuntimeFault):
                 self.resume()
             self._dumper.__exit__(kind, error, trace)
+            self._veils.close()
             if self._dumper.killed and self.network.kind != "host":
                 aftermath.release(self.host.cgroup(self.container).pids())
         if isinstance(error, CriuFault):
@@ -197,6 +204,13 @@ class Departure:
         layers = self.container.record.layers
         return send_layers(self.host, [d for d in layers if only is None or d in only], target)
 
+    def leave_memory_to(self, carrier: Carrier) -> None:
+        """Before warm_up(): CRIU gets to see nothing of the pages that CARRIER carries."""
+        assert self._dumper is not None
+        self._carrier = carrier
+        veil = self._veils.enter_context(Veil(carrier.hide, self.host.paths.programs))
+        self._dumper.leave_pages(Lazy(veil, self._veils.enter_context(PageServer())))
+
     def warm_up(self) -> None:
         """Start CRIU, up to the point before it freezes: its own preparations are not part of the window."""
         assert self._dumper is not None
@@ -215,7 +229,7 @@ class Departure:
         self.warm_up()
         capture = self._capture
         assert capture is not None
-        sink = _Held(target.sink(CRIU))
+        sink = _Held(target.sink(CRIU), page_maps=self._carrier is not None)
         faults: list[BaseException] = []
 
         def take() -> None:
@@ -251,18 +265,24 @@ class Departure:
         while not sink.begun.wait(0.05):
             checked()
             dumper.require_alive()
-        # CRIU opens its first image when every task is frozen: what the files are now is what they stay.
-        self.sync_upper(target, frozen=True)
-        self._late(target)
-        self.times["files"] = time.time_ns()
-        dumper.dumped(DUMP_LIMIT, checked)
+        # CRIU opens its first image when every task is frozen: what files and memory are now is what they stay.
+        with _Beside(self._carrier.last if self._carrier else None, checked):
+            self.sync_upper(target, frozen=True)
+            self._late(target)
+            self.times["files"] = time.time_ns()
+            dumper.dumped(DUMP_LIMIT, checked)
         while not capture.complete:
             checked()
             time.sleep(0.0005)
+        if self._carrier is not None:
+            for name in [name for name in sink.held if task_of(name) is not None]:
+                sink.held[name] = self._carrier.rewrite(int(task_of(name) or 0), sink.held[name])
         if remaps.NAME in sink.held and remaps.has_links(sink.held[remaps.NAME]):
             # CRIU gave new names to files that had lost the one they were opened by.
             self.sync_upper(target, frozen=True)
         self.times["dumped"] = time.time_ns()
+        if self._carrier is not None:
+            self._carrier.settle(checked)
         # Held back till now: a restore that has begun early starts in earnest when the inventory is there.
         for name in sorted(sink.held, key=lambda name: name == INVENTORY):
             with Mover(doing="copying", target=name) as mover:
@@ -403,8 +423,9 @@ _HELD = (INVENTORY, remaps.NAME)
 class _Held:
     """A sink that keeps a few small images back, and tells when the first image is opened."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, *, page_maps: bool) -> None:
         self._sink = sink
+        self._page_maps = page_maps
         self.begun = threading.Event()
         self.held: dict[str, bytes] = {}
         self.fault: ImageFault | None = None
@@ -412,7 +433,43 @@ class _Held:
 
     def open(self, name: str) -> Part:
         self.begun.set()
-        return _HeldPart(self, name) if name in _HELD else _Watched(self, self._sink.open(name))
+        held = name in _HELD or (self._page_maps and task_of(name) is not None)
+        return _HeldPart(self, name) if held else _Watched(self, self._sink.open(name))
+
+
+class _Beside:
+    """Runs WORK in a thread while the block runs; its fault is the block's at the end."""
+
+    def __init__(
+        self, work: Callable[[Callable[[], None]], None] | None, check: Callable[[], None]
+    ) -> None:
+        self._work = work
+        self._check = check
+        self._fault: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> None:
+        if self._work is not None:
+            self._thread = threading.Thread(target=self._run, name="last pages")
+            self._thread.start()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._thread is not None:
+            self._thread.join()
+        if self._fault is not None and error is None:
+            raise self._fault
+
+    def _run(self) -> None:
+        assert self._work is not None
+        try:
+            self._work(self._check)
+        except BaseException as fault:
+            self._fault = fault
 
 
 class _Watched:

@@ -24,10 +24,12 @@ from typing import Any
 
 from ckpt import FEATURES, SOFTWARE
 from ckpt.ops import bringup, forecast, heal, lifecycle, stops
+from ckpt.ops.carry import Carrier
+from ckpt.ops.convergence import Limits
 from ckpt.ops.departure import Departure
 from ckpt.ops.host import Host, lock_container
 from ckpt.ops.journal import Entry, Journal
-from ckpt.ops.preflight import checks, source_facts, source_findings
+from ckpt.ops.preflight import checks, source_facts, source_findings, why_not_warm_there
 from ckpt.ops.report import Report
 from images.bundle_stream import StreamWriter
 from runtime.container.record import Container
@@ -86,18 +88,27 @@ class Migration:
         container: Container,
         target: str,
         *,
-        mode: str = "cold",
+        mode: str = "auto",
+        limits: Limits = Limits(),  # noqa: B008 - immutable
+        bandwidth: float | None = None,
         dry_run: bool = False,
         lanes: tuple[str, ...] = (),
         progress: Progress = lambda phase, count, expected: None,
     ) -> None:
         self.host = host
+        self._wish = mode
+        self._limits = limits
+        self._bandwidth = bandwidth
+        self._carrier: Carrier | None = None
+        self._pages_lane: LaneWriter | None = None
         self.container = container
         self._dry_run = dry_run
         self._lanes = lanes
         self._progress = progress
         identity = f"{container.record.id}-{secrets.token_hex(4)}"
-        self.report = Report(identity, container.record.name, target, mode)
+        self.report = Report(
+            identity, container.record.name, target, "cold" if mode == "cold" else "warm"
+        )
         self._remote = remote_command()
         self._stack = contextlib.ExitStack()
         self._session: ssh.Session | None = None
@@ -262,6 +273,7 @@ class Migration:
     def _show(self) -> None:
         if self._current:
             sent = self._writer.size if self._writer else 0
+            sent += self._carrier.written if self._carrier else 0
             self._progress(self._current, sent, max(sent, self._expected))
 
     def _going(self) -> None:
@@ -297,10 +309,23 @@ class Migration:
         pids = self.host.cgroup(self.container).pids()
         self._facts = source_facts(self.host, self.container, pids)
         self.report.findings = source_findings(self.container, pids)
+        self._choose(why_not_warm_there(self.host))
         if self.report.findings:
             raise self._refusal()
         self._compare_clocks()
         return {"mode": self.report.mode, "facts": self._facts}
+
+    def _choose(self, why_not_warm: str) -> None:
+        """Warm unless somebody has a reason against it: then cold, or a refusal if warm was asked for by name."""
+        if self.report.mode != "warm" or not why_not_warm:
+            return
+        if self._wish == "warm":
+            self.report.findings = [
+                *self.report.findings,
+                {"what": "mode warm", "why": why_not_warm, "hint": "--mode cold"},
+            ]
+        self.report.mode = "cold"
+        self.report.mode_why = why_not_warm
 
     def _compare_clocks(self) -> None:
         """The other host's clock against ours, from the quickest of a few round trips (as NTP does)."""
@@ -318,6 +343,9 @@ class Migration:
 
     def sync(self, facts: Facts, stop: threading.Event) -> None:
         theirs = facts["facts"]
+        self._choose(str(theirs.get("not_warm", "")))
+        if self.report.findings:
+            raise self._refusal()
         missing = list(theirs.get("missing_layers", []))
         layers = sum(size for digest, size in self._facts["layers"].items() if digest in missing)
         self._expected = self._facts["memory"] + self._facts["files"] + layers
@@ -356,20 +384,70 @@ class Migration:
             self._going()
             if sent < SMALL_ROUND:
                 break
-        self._departure.warm_up()
-        self._phase("files", "dump")
+        if self.report.mode == "warm":
+            self._phase("files", "memory")
+            self._copy_memory()
+            self._departure.warm_up()
+            self._await_readiness(stop)
+            self._phase("memory", "dump")
+        else:
+            self._departure.warm_up()
+            self._await_readiness(stop)
+            self._phase("files", "dump")
+
+    def _copy_memory(self) -> None:
+        """Rounds over the memory while it runs, on a lane of its own, until the rest is small."""
+        assert self._departure is not None
+        lane = self._pages_lane
+        assert lane is not None
+        cgroup = self.host.cgroup(self.container)
+        self._carrier = self._stack.enter_context(
+            Carrier(
+                lane.fd,
+                cgroup.pids,
+                limits=self._limits,
+                rate=self._bandwidth,
+                on_round=self._round,
+            )
+        )
+        self._departure.leave_memory_to(self._carrier)
+        self.report.tracker = self._carrier.tracker
+        self._carrier.rounds(self._going)
+        self.report.rounds = [
+            {"bytes": one.size, "ms": round(one.seconds * 1e3, 1)} for one in self._carrier.done
+        ]
+        self.report.rounds_why = self._carrier.why
+
+    def _round(self, written: int) -> None:
+        self._show()
+
+    def _await_readiness(self, stop: threading.Event) -> None:
+        """Until CRIU waits at the destination for its first image: nothing that can be done before is in the window."""
+        until = time.monotonic() + ASKING
+        while time.monotonic() < until and not stop.is_set():
+            answer = self._conversed.ask(make("note", topic="ready", body={}), ASKING)
+            if answer["body"].get("ready"):
+                return
+            time.sleep(0.01)
 
     def _open_lane(self) -> None:
-        conversation, session = self.conversation, self._session
-        assert conversation is not None and session is not None
-        self._lane = open_lane(
+        self._lane = self._another_lane({"mode": self.report.mode})
+        if self.report.mode == "warm":
+            self._pages_lane = self._another_lane({})
+
+    def _another_lane(self, facts: dict[str, Any]) -> LaneWriter:
+        """A lane, announced to the destination in the order of their use."""
+        conversation, session = self._conversed, self._session
+        assert session is not None
+        lane = open_lane(
             session,
             lambda message: conversation.ask(message, ASKING),
             lambda token, path: [*self._remote, "agent", "--lane", token, "--socket", path],
             kinds=self._lanes or PREFERENCE,
         )
-        self._stack.callback(self._lane.abort)
-        conversation.send(make("note", topic="lane", body={"token": self._lane.token}))
+        self._stack.callback(lane.abort)
+        conversation.send(make("note", topic="lane", body={"token": lane.token, **facts}))
+        return lane
 
     def freeze(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
         assert self._departure is not None and self._writer is not None
@@ -379,7 +457,13 @@ class Migration:
         self._writer.end()
         self._phase("dump", "restore")
         self.report.bytes_total = self._writer.size
-        return {"summary": {"bytes": self._writer.size}}
+        summary = {"bytes": self._writer.size}
+        if self._carrier is not None:
+            summary["marks"] = self._carrier.marks
+            self.report.bytes_memory = self._carrier.written
+            self.report.bytes_last = self._carrier.last_bytes
+            self.report.bytes_total += self._carrier.written
+        return {"summary": summary}
 
     def _dumping(self, stop: threading.Event) -> None:
         stops.reached("dump", stop)
@@ -429,6 +513,8 @@ class Migration:
         self._stopped = self._stopped or _given_up(self.container)
         self._interrupt()
         self._phase(self._current, "resume")
+        if self._carrier is not None:
+            self._carrier.abort()
         if self._departure is not None:
             self._departure.resume()
         if self._departure is not None or self._took_over:
@@ -479,7 +565,9 @@ def migrate(
     name: str,
     target: str,
     *,
-    mode: str = "cold",
+    mode: str = "auto",
+    limits: Limits = Limits(),  # noqa: B008 - immutable
+    bandwidth: float | None = None,
     dry_run: bool = False,
     lanes: tuple[str, ...] = (),
     progress: Progress = lambda phase, count, expected: None,
@@ -492,7 +580,15 @@ def migrate(
         container = host.find(container.record.id)
         container.require("running", doing="migrating")
         migration = Migration(
-            host, container, target, mode=mode, dry_run=dry_run, lanes=lanes, progress=progress
+            host,
+            container,
+            target,
+            mode=mode,
+            limits=limits,
+            bandwidth=bandwidth,
+            dry_run=dry_run,
+            lanes=lanes,
+            progress=progress,
         )
         on_begin(migration)
         return migration.run()

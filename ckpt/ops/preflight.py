@@ -20,6 +20,8 @@ from runtime.container.record import Container
 from runtime.errors import RuntimeFault
 from runtime.network import plan as addresses
 from runtime.network.config import NetworkConfig
+from runtime.tracking.uffd import userfaultfd
+from runtime.veil import veil
 
 Finding = dict[str, str]
 _SPARE = 256 << 20
@@ -272,6 +274,7 @@ def destination_facts(host: Host, facts: Mapping[str, Any]) -> dict[str, Any]:
         "kernel": platform.release(),
         "criu": criu,
         "pipe_max": pipe_max(),
+        "not_warm": why_not_warm_here(),
         "memory_free": available_memory(),
         "disk_free": disk_free(host),
     }
@@ -298,3 +301,21 @@ def available_memory() -> int:
 
 def pipe_max() -> int:
     return int(Path("/proc/sys/fs/pipe-max-size").read_text())
+
+
+def why_not_warm_there(host: Host) -> str:
+    """Why the memory of a container of this host can't be copied while it runs; "" if it can."""
+    try:
+        veil.require(host.paths.programs)
+    except RuntimeFault as fault:
+        return fault.why
+    return ""
+
+
+def why_not_warm_here() -> str:
+    """Why a pager can't give pages to tasks that are restored on this host; "" if it can."""
+    try:
+        os.close(userfaultfd(os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError as error:
+        return f"the destination has no userfaultfd: {error.strerror}"
+    return ""

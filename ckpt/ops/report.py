@@ -57,6 +57,15 @@ class Report:
     bytes_files: int = 0
     bytes_layers: int = 0
     bytes_images: int = 0
+    bytes_memory: int = 0
+    """Of the lane that carries memory while the container runs (warm)."""
+    bytes_last: int = 0
+    """Of memory in the frozen window."""
+    mode_why: str = ""
+    """Why it is not warm."""
+    tracker: str = ""
+    rounds: list[dict[str, float]] = field(default_factory=list)
+    rounds_why: str = ""
     phases: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,6 +74,10 @@ class Report:
             "name": self.name,
             "target": self.target,
             "mode": self.mode,
+            "mode_why": self.mode_why,
+            "tracker": self.tracker,
+            "rounds": self.rounds,
+            "rounds_why": self.rounds_why,
             "state": self.state,
             "lane": self.lane,
             "findings": self.findings,
@@ -76,6 +89,8 @@ class Report:
             "bytes": {
                 "total": self.bytes_total,
                 "images": self.bytes_images,
+                "memory": self.bytes_memory,
+                "memory_frozen": self.bytes_last,
                 "files": self.bytes_files,
                 "layers": self.bytes_layers,
             },

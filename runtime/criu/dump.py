@@ -17,14 +17,25 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.criu import failures, options
 from runtime.criu.binary import Criu
 from runtime.criu.hooks import Asked, Hooks
+from runtime.criu.page_server import PageServer
 from runtime.errors import TimedOut
+from runtime.veil.veil import Veil
 
 HOOKS = ("pre-dump", "post-dump")
+
+
+@dataclass(frozen=True, slots=True)
+class Lazy:
+    """For a dump that leaves the pages in the tasks: who hides them from CRIU, and the session that ends it."""
+
+    veil: Veil
+    server: PageServer
 
 
 class Dumper:
@@ -44,6 +55,7 @@ class Dumper:
         timeout: int = 20,
     ) -> None:
         self._target = target
+        self._lazy: Lazy | None = None
         self.log = work / "dump.log"
         self._timeout = timeout
         self._hooks = Hooks(HOOKS)
@@ -81,16 +93,28 @@ class Dumper:
         self._hooks.close()
         os.close(self.directory)
 
+    def leave_pages(self, lazy: Lazy) -> None:
+        """Before start(): the pages stay in the tasks; the caller carries them."""
+        self._lazy = lazy
+
     def start(self) -> None:
         """Start CRIU and wait until it is ready to freeze: its own preparations are not part of the frozen window."""
+        argv, fds = self._argv, []
+        if self._lazy is not None:
+            argv = self._lazy.veil.wrap([*argv, *self._lazy.server.options])
+            fds = [self._lazy.server.inherit, *self._lazy.veil.pass_fds]
         self._process = subprocess.Popen(
-            self._argv,
+            argv,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             env={**os.environ, **self._hooks.environment},
+            pass_fds=fds,
             start_new_session=True,
         )
+        if self._lazy is not None:
+            self._lazy.veil.started()
+            self._lazy.server.started()
         self._wait_for("pre-dump", 30.0, lambda: None)
 
     def freeze(self) -> None:
@@ -111,6 +135,9 @@ class Dumper:
     def verdict_kill(self) -> None:
         """The verdict "it lives on elsewhere": CRIU kills the tasks, as wait_killed() awaits."""
         self._hooks.answer(0)
+        if self._lazy is not None:
+            # With lazy pages it serves them before it comes to its end; we have them all.
+            self._lazy.server.close_and_kill()
 
     def wait_killed(self) -> None:
         """Until CRIU has ended. Raises CriuFault if it failed at that."""
@@ -123,6 +150,8 @@ class Dumper:
     def resume(self) -> None:
         """The verdict "it stays": CRIU undoes what it did, and the tasks run on."""
         self._hooks.answer(1)
+        if self._lazy is not None:
+            self._lazy.server.drop_to_resume()
         self._finish()
 
     def finish_running(self) -> None:

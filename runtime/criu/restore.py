@@ -30,10 +30,13 @@ HOOKS = ["setup-namespaces", "post-restore", "post-resume"]
 class Restorer:
     """Use as a context manager. What was restored and got no go() ends with the connection to the monitor."""
 
-    def __init__(self, criu: Criu, *, work: Path, own_network: bool, target: str) -> None:
+    def __init__(
+        self, criu: Criu, *, work: Path, own_network: bool, target: str, lazy: bool = False
+    ) -> None:
         self._criu = criu
         self._target = target
         self._own_network = own_network
+        self._lazy = lazy
         self._work = work
         self.log = work / "restore.log"
         self.directory = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -57,6 +60,8 @@ class Restorer:
             pidfile=str(self._work / "pid"),
             own_network=self._own_network,
         )
+        if self._lazy:  # a pager listens in the same directory
+            argv.append("--lazy-pages")
         return {
             "argv": [*argv, "--action-script", str(SCRIPT)],
             "hooks": HOOKS if self._own_network else HOOKS[1:],

@@ -192,7 +192,7 @@ def moved(
 
         copy(lambda task, pid: populated(pid, carryable(pid)))
 
-        veil = enter(Veil(lambda pid: carryable(pid) if pid in readers else []))
+        veil = enter(Veil(lambda pid: carryable(pid) if pid in readers else [], folder))
         fetch: dict[int, tuple[Range, ...]] = {}
 
         def rewrite(task: int, data: bytes) -> bytes:

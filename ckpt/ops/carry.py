@@ -1,0 +1,216 @@
+"""The memory of a container on its way to another host: the source's half of a warm migration.
+
+    rounds()     while it runs: everything once, then again and again what was written meanwhile
+    hide()       asked by the veil when CRIU comes to a process: the ranges that we carry, which CRIU is not to touch
+    last()       the tasks are frozen: what was written since the last round
+    settle()     CRIU is done: what it left to us, and what the destination must forget
+    stop()       the tracker lets go of the tasks
+
+A page travels under the process id that the container knows, since that is what CRIU's images and the restored tasks
+have. At the end the destination holds exactly the populated pages of the hidden ranges: what is hidden and did not
+arrive is zeros, and what arrived and is not hidden (a mapping that went away meanwhile) is taken back by settle().
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from ckpt.ops.convergence import Limits, Next, Round, decide
+from images.lazy_entries import plan_lazy
+from images.pages import build_page_map, parse_page_map
+from runtime.errors import NotFound, RuntimeFault, Unsupported
+from runtime.pagesource.read import TaskReader
+from runtime.pagesource.send import PageSender
+from runtime.tracking import choose, population
+from runtime.tracking.ranges import Range, common, merged, size, without
+from runtime.veil.carry import carryable, is_candidate
+
+Check = Callable[[], None]
+
+
+class Task:
+    """One process: its memory to read, its number in the container, and what of it the destination holds."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.number = number_of(pid)
+        self.reader = TaskReader(pid)
+        self.sent: list[Range] = []
+        self.hidden: list[Range] = []
+        self.fetch: list[Range] = []
+
+
+class Carrier:
+    """Use as a context manager. PIDS: the container's processes now. FD: the lane, which it doesn't close."""
+
+    def __init__(
+        self,
+        fd: int,
+        pids: Callable[[], list[int]],
+        *,
+        limits: Limits,
+        rate: float | None = None,
+        on_round: Callable[[int], None] = lambda written: None,
+    ) -> None:
+        self._pids = pids
+        self._limits = limits
+        self._on_round = on_round
+        self._tasks: dict[int, Task] = {}
+        self._tracker = choose.best(is_candidate)
+        self._sender = PageSender(fd, rate=rate)
+        self.tracker = self._tracker.name
+        self.done: list[Round] = []
+        self.why = ""
+        """Why the rounds ended."""
+        self.marks = 0
+        self.last_bytes = 0
+
+    def __enter__(self) -> Carrier:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._sender.abort()
+        self.stop()
+        self._sender.close()
+        for task in self._tasks.values():
+            task.reader.close()
+
+    @property
+    def written(self) -> int:
+        """Bytes on the lane so far."""
+        return self._sender.written
+
+    def abort(self) -> None:
+        """From any thread: write nothing more."""
+        self._sender.abort()
+
+    # ---- while it runs
+
+    def rounds(self, check: Check) -> None:
+        """Copy until the rest is small, or no longer gets smaller. CHECK may raise to end it.
+
+        Raises Unsupported when it must converge and doesn't.
+        """
+        self._tracker.start(self._pids())
+        while True:
+            check()
+            found = self._look()
+            dirty = sum(map(size, found.values()))
+            decision = decide(self.done, dirty, self._limits)
+            if decision.next is Next.GIVE_UP:
+                raise Unsupported(
+                    doing="copying", target="the memory while it runs", why=decision.why,
+                    hint="without --abort-if-not-converging it is frozen for the rest", retry=True,
+                )  # fmt: skip
+            began = time.monotonic()
+            self._send(found, check)
+            self._sender.flush()
+            if decision.next is Next.FREEZE:
+                self.why = decision.why
+                return
+            self.done.append(Round(dirty, time.monotonic() - began))
+            self._on_round(self.written)
+
+    def _look(self) -> dict[int, list[Range]]:
+        """By pid: the populated pages that may have changed since the last look. What was given back is told as gone."""
+        found: dict[int, list[Range]] = {}
+        for pid in self._pids():
+            with contextlib.suppress(NotFound, FileNotFoundError, ProcessLookupError):
+                task = self._task(pid)
+                dirty = self._tracker.dirty(pid)
+                with population.opened(pid) as pagemap:
+                    there = population.populated(pagemap, dirty)
+                gone = common(without(dirty, there), task.sent)
+                if gone:
+                    self._forget(task, gone)
+                found[pid] = there
+        return found
+
+    def _task(self, pid: int) -> Task:
+        task = self._tasks.get(pid)
+        if task is None:
+            try:
+                task = self._tasks[pid] = Task(pid)
+            except RuntimeFault as fault:
+                raise NotFound(doing=fault.doing, target=fault.target, why=fault.why) from fault
+        return task
+
+    def _send(self, found: dict[int, list[Range]], check: Check, *, quick: bool = False) -> int:
+        pages = 0
+        for pid, ranges in found.items():
+            check()
+            task = self._tasks[pid]
+            try:
+                pages += self._sender.send(task.number, task.reader, ranges, quick=quick)
+            except NotFound:
+                continue  # it ended; settle() tells the destination
+            task.sent = merged([*task.sent, *ranges])
+        return pages * 4096
+
+    def _forget(self, task: Task, ranges: list[Range]) -> None:
+        self._sender.gone(task.number, ranges)
+        task.sent = without(task.sent, ranges)
+
+    # ---- in the frozen window
+
+    def hide(self, pid: int) -> list[Range]:
+        """For runtime.veil.Veil, which asks in a thread of its own."""
+        if pid not in self._pids():
+            return []  # CRIU tries the call on itself
+        self._task(pid).hidden = carryable(pid)
+        return self._task(pid).hidden
+
+    def last(self, check: Check) -> None:
+        """The tasks are frozen: what was written since the last round."""
+        self.last_bytes = self._send(self._look(), check, quick=True)
+
+    def rewrite(self, number: int, data: bytes) -> bytes:
+        """The page map of the task NUMBER with lazy entries for what we carry; notes what CRIU left to be fetched."""
+        task = next((t for t in self._tasks.values() if t.number == number), None)
+        if task is None:
+            return data
+        plan = plan_lazy(parse_page_map(data, f"of task {number}"), task.hidden)
+        task.fetch = list(plan.fetch)
+        return build_page_map(plan.page_map.pages_id, plan.page_map.runs)
+
+    def settle(self, check: Check) -> None:
+        """CRIU has dumped everything: send what it left to us, take back what is not carried, and set the mark."""
+        alive = set(self._pids())
+        for pid, task in self._tasks.items():
+            if pid not in alive:
+                self._sender.ended(task.number)
+                continue
+            if task.fetch:
+                with population.opened(pid) as pagemap:
+                    self._send({pid: population.populated(pagemap, task.fetch)}, check, quick=True)
+            stray = without(task.sent, merged([*task.hidden, *task.fetch]))
+            if stray:
+                self._forget(task, stray)
+        self._sender.mark()
+        self._sender.flush()
+        self.marks += 1
+
+    def stop(self) -> None:
+        """Let go of the tasks; they are as if nobody had watched them."""
+        self._tracker.stop()
+
+
+def number_of(pid: int) -> int:
+    """The process id as its container sees it."""
+    try:
+        with open(f"/proc/{pid}/status") as file:
+            for line in file:
+                if line.startswith("NSpid:"):
+                    return int(line.split()[-1])
+    except (FileNotFoundError, ProcessLookupError):
+        pass
+    raise NotFound(doing="looking at", target=f"process {pid}", why="it has ended")

@@ -1,0 +1,116 @@
+"""The memory of a container that is arriving: the destination's half of a warm migration.
+
+Pages come on a lane of their own while the container still runs at the source, and are kept by process and address. At
+the source's last mark, when every page is here and counts and digest agree, they are handed to a pager, a process that
+outlives us: it gives the restored tasks the pages that they touch, and fills in the rest behind their back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from ckpt.ops.host import Host
+from runtime import cgroups
+from runtime.errors import RuntimeFault, SystemFault, Unsupported
+from runtime.pagecache.store import PageStore
+from runtime.pager.client import Pager
+from runtime.pagesource.receive import PageReceiver
+
+_TICK = 0.05
+
+
+class Landing:
+    """FD: the lane, which it doesn't close. LIMIT: bytes of memory that may be taken. Close it."""
+
+    def __init__(self, fd: int, *, limit: int) -> None:
+        self.store = PageStore(limit=limit)
+        # Our own: the lane may be given up, and its descriptor closed, while our thread waits on it.
+        self._fd = os.dup(fd)
+        self._receiver = PageReceiver(self._fd, self.store)
+        self._marks = 0
+        self._changed = threading.Condition()
+        self.fault: BaseException | None = None
+        self._over = False
+        self.pager: Pager | None = None
+        self._thread = threading.Thread(target=self._run, name="pages", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            while not self._over:
+                self._receiver.until_mark()
+                with self._changed:
+                    self._marks += 1
+                    self._changed.notify_all()
+        except BaseException as fault:
+            with self._changed:
+                self.fault = fault
+                self._changed.notify_all()
+
+    def wait_marks(self, count: int, check: Callable[[], None]) -> None:
+        """Until COUNT marks have come; each agrees with what came before it. CHECK may raise. Raises the lane's fault."""
+        while True:
+            check()
+            with self._changed:
+                if self._marks >= count:
+                    return
+                if self.fault is not None:
+                    raise self.fault
+                self._changed.wait(_TICK)
+
+    # ---- the pager
+
+    def start_pager(self, host: Host, directory: int, errors: Path) -> None:
+        """It listens in the work directory of the restore from now on."""
+        with errors.open("ab") as file:
+            self.pager = Pager(directory, errors=file)
+        worker = self.pager.status().worker
+        _move(cgroups.monitors(host.layout), [worker, _parent(worker)])
+
+    def hand_over(self) -> None:
+        """All pages are here: the pager may answer, and goes on without us from now on."""
+        assert self.pager is not None
+        for task in self.store:
+            self.pager.pages(task, self.store[task].fd)
+        self.pager.complete()
+
+    def check_restored(self) -> None:
+        """CRIU has restored everything, and nothing has run: every page must have a place. Raises SystemFault."""
+        assert self.pager is not None
+        status = self.pager.fill()
+        if status.trouble or status.dropped:
+            raise SystemFault(
+                doing="placing",
+                target="the pages of the container",
+                why=status.trouble or f"{status.dropped} bytes have no place in the restored tasks",
+            )
+        if not status.fork_events:
+            raise Unsupported(
+                doing="placing", target="the pages of the container",
+                why="this kernel doesn't tell of forks while pages are missing",
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """Give back what we hold; a pager that has its orders keeps its own."""
+        self._over = True
+        if self.pager is not None:
+            with contextlib.suppress(RuntimeFault):
+                self.pager.close()
+        self._thread.join(5)
+        os.close(self._fd)
+        self.store.close()
+
+
+def _move(procs: str, pids: list[int]) -> None:
+    """Out of our session's cgroup, whose end would take them along; as the monitors are."""
+    for pid in pids if procs else ():
+        with contextlib.suppress(OSError):
+            Path(procs).write_text(str(pid))
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])

@@ -1,0 +1,203 @@
+/* Preloaded into CRIU: its PAGEMAP_SCAN calls do not see the pages that we carry ourselves.
+ *
+ * Interposes ioctl(2) of the C library. A scan for content of /proc/PID/pagemap is done in pieces, around the ranges
+ * that are hidden for PID; everything else goes to the kernel as it is. What to hide is asked once per process, over
+ * the socket $CKPT_VEIL_FD: we send its id (u32) and get a count (u32, all ones: refused) and pairs of u64.
+ *
+ * Not a seccomp filter, which could do the same from outside: a tracer under a filter may not suspend the filters of
+ * those that it traces (PTRACE_O_SUSPEND_SECCOMP), and CRIU must, since containers have one.
+ *
+ * When nobody answers, the call fails with EIO, the dump with it, and the source resumes. Free-standing but for errno:
+ * it is loaded into CRIU's own C library, whichever that is, and into the small programs that CRIU starts.
+ */
+typedef unsigned long u64;
+typedef unsigned int u32;
+
+#define PAGEMAP_SCAN 0xc0606610ul
+#define CONTENT ((1ul << 3) | (1ul << 4)) /* PAGE_IS_PRESENT, PAGE_IS_SWAPPED */
+#define GUARD (1ul << 8)
+#define EIO 5
+#define EINTR 4
+
+struct scan { u64 size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, anyof, returned; };
+struct region { u64 start, end, categories; };
+struct hidden { u32 pid, count; u64 (*pairs)[2]; };
+
+#if defined(__x86_64__)
+enum { READ = 0, WRITE = 1, MMAP = 9, IOCTL = 16, READLINKAT = 267 };
+static long sys(long n, long a, long b, long c, long d, long e, long f)
+{
+	long r;
+	register long r10 __asm__("r10") = d;
+	register long r8 __asm__("r8") = e;
+	register long r9 __asm__("r9") = f;
+	__asm__ volatile("syscall" : "=a"(r) : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+			 : "rcx", "r11", "memory");
+	return r;
+}
+#elif defined(__aarch64__)
+enum { READ = 63, WRITE = 64, MMAP = 222, IOCTL = 29, READLINKAT = 78 };
+static long sys(long n, long a, long b, long c, long d, long e, long f)
+{
+	register long x8 __asm__("x8") = n;
+	register long x0 __asm__("x0") = a;
+	register long x1 __asm__("x1") = b;
+	register long x2 __asm__("x2") = c;
+	register long x3 __asm__("x3") = d;
+	register long x4 __asm__("x4") = e;
+	register long x5 __asm__("x5") = f;
+	__asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
+	return x0;
+}
+#else
+#error "x86-64 or aarch64"
+#endif
+
+extern int *__errno_location(void);
+extern char **environ;
+
+enum { MAX_TASKS = 4096 };
+static struct hidden tasks[MAX_TASKS];
+static u32 known;
+static int control = -2; /* -1: there is none */
+
+static int control_fd(void)
+{
+	const char *name = "CKPT_VEIL_FD=";
+	char **e;
+	if (control != -2) return control;
+	control = -1;
+	for (e = environ; e && *e; e++) {
+		int n = 0, value = 0;
+		while (name[n] && (*e)[n] == name[n]) n++;
+		if (name[n]) continue;
+		for (; (*e)[n] >= '0' && (*e)[n] <= '9'; n++) value = value * 10 + (*e)[n] - '0';
+		control = value;
+	}
+	return control;
+}
+
+static int transfer(long number, void *data, u64 size)
+{
+	char *at = data;
+	while (size) {
+		long n = sys(number, control, (long)at, (long)size, 0, 0, 0);
+		if (n == -EINTR) continue;
+		if (n <= 0) return -1;
+		at += n;
+		size -= (u64)n;
+	}
+	return 0;
+}
+
+/* The process whose page map FD is; 0: FD is something else. */
+static u32 whose(int fd)
+{
+	char link[32] = "/proc/self/fd/", path[64], digits[12];
+	const char *head = "/proc/", *tail = "/pagemap";
+	int at = 14, n = 0, number = fd;
+	long length;
+	u32 pid = 0;
+
+	if (fd < 0) return 0;
+	do digits[n++] = (char)('0' + number % 10); while (number /= 10);
+	while (n) link[at++] = digits[--n];
+	link[at] = 0;
+	length = sys(READLINKAT, -100, (long)link, (long)path, sizeof path - 1, 0, 0);
+	if (length <= 0) return 0;
+	path[length] = 0;
+	for (at = 0; head[at]; at++) if (path[at] != head[at]) return 0;
+	for (; path[at] >= '0' && path[at] <= '9'; at++) pid = pid * 10 + (u32)(path[at] - '0');
+	for (n = 0; tail[n]; n++, at++) if (path[at] != tail[n]) return 0;
+	return path[at] ? 0 : pid;
+}
+
+/* What is hidden of PID; 0: that can't be known. */
+static struct hidden *hidden_of(u32 pid)
+{
+	struct hidden *task;
+	u32 n, count;
+	long memory;
+
+	for (n = 0; n < known; n++) if (tasks[n].pid == pid) return &tasks[n];
+	if (known == MAX_TASKS || transfer(WRITE, &pid, sizeof pid) || transfer(READ, &count, sizeof count)) return 0;
+	if (count == 0xffffffffu) return 0;
+	task = &tasks[known];
+	task->pid = pid;
+	task->count = count;
+	if (count) {
+		memory = sys(MMAP, 0, (long)((u64)count * 16), 3, 0x22, -1, 0);
+		if (memory < 0 && memory > -4096) return 0;
+		task->pairs = (u64(*)[2])memory;
+		if (transfer(READ, task->pairs, (u64)count * 16)) return 0;
+	}
+	known++;
+	return task;
+}
+
+/* The scan, around what is hidden; the kernel's own result: regions found, or an error. */
+static long scan_around(int fd, struct scan *asked, struct hidden *task)
+{
+	u64 at = asked->start, found = 0, pages = 0;
+	u32 n = 0;
+
+	while (at < asked->end) {
+		struct scan piece = *asked;
+		u64 until = asked->end, next = asked->end, i;
+		long result;
+
+		while (n < task->count && task->pairs[n][1] <= at) n++;
+		if (n < task->count && task->pairs[n][0] < asked->end) {
+			until = task->pairs[n][0] > at ? task->pairs[n][0] : at;
+			next = task->pairs[n][1] < asked->end ? task->pairs[n][1] : asked->end;
+		}
+		if (until > at) {
+			if (asked->vec_len && found == asked->vec_len) break;
+			if (asked->max_pages && pages >= asked->max_pages) break;
+			piece.start = at;
+			piece.end = until;
+			piece.walk_end = 0;
+			if (asked->vec_len) {
+				piece.vec += found * sizeof(struct region);
+				piece.vec_len -= found;
+			}
+			if (asked->max_pages) piece.max_pages -= pages;
+			result = sys(IOCTL, fd, PAGEMAP_SCAN, (long)&piece, 0, 0, 0);
+			if (result < 0) return result;
+			for (i = 0; i < (u64)result && asked->vec_len; i++) {
+				struct region *one = (struct region *)asked->vec + found + i;
+				pages += (one->end - one->start) / 4096;
+			}
+			found += (u64)result;
+			if (piece.walk_end < until) {
+				at = piece.walk_end;
+				break;
+			}
+		}
+		at = next;
+	}
+	asked->walk_end = at;
+	return (long)found;
+}
+
+__attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, void *argument)
+{
+	struct scan *asked = argument;
+	struct hidden *task;
+	long result;
+	u32 pid;
+
+	if (request == PAGEMAP_SCAN && control_fd() >= 0 && (pid = whose(fd)) && asked->size == sizeof *asked
+	    && (asked->mask | asked->anyof) & CONTENT && !(asked->mask & GUARD)) {
+		task = hidden_of(pid);
+		result = !task ? -EIO : task->count ? scan_around(fd, asked, task)
+						    : sys(IOCTL, fd, (long)request, (long)argument, 0, 0, 0);
+	} else {
+		result = sys(IOCTL, fd, (long)request, (long)argument, 0, 0, 0);
+	}
+	if (result < 0) {
+		*__errno_location() = (int)-result;
+		return -1;
+	}
+	return (int)result;
+}
