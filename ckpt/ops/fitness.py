@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from pathlib import Path
@@ -9,7 +10,10 @@ from typing import Any
 
 from runtime.container import idrange
 from runtime.errors import BadInput, NotFound, Unsupported
+from runtime.security.capabilities import Capabilities, held
 from runtime.spec import Spec
+
+log = logging.getLogger(__name__)
 
 ETC = ("/etc/resolv.conf", "/etc/hosts", "/etc/hostname")
 
@@ -30,6 +34,8 @@ def check(spec: dict[str, Any], *, user_namespace: bool, volumes: Path) -> None:
     if user_namespace:
         _check_mappings(wanted)
         _check_ids(wanted)
+    else:
+        _say_what_is_not_granted(wanted)
     _check_sources(wanted, volumes)
 
 
@@ -62,6 +68,13 @@ def _check_ids(spec: Spec) -> None:
                 why=f"{number} is beyond the {idrange.SIZE} ids of a container's user namespace",
                 hint="--userns host",
             )
+
+
+def _say_what_is_not_granted(spec: Spec) -> None:
+    """With the host's ids a container can't have what we don't have ourselves; the runtime-spec wants that logged."""
+    missing = Capabilities.from_spec(spec.process.capabilities).beyond(held())
+    if missing:
+        log.warning("not granted, since ckpt itself lacks them: %s", ", ".join(missing))
 
 
 def _check_sources(spec: Spec, volumes: Path) -> None:
