@@ -123,7 +123,11 @@ def reserve(host: Host, wish: Wish, layers: list[str]) -> Container:
             restart=wish.restart,
         )
         container = Container(host.paths, record)
-        container.save()
+        try:
+            container.save()
+        except BaseException:
+            forget(host, container)  # a full disk, for one
+            raise
         return container
 
 

@@ -20,6 +20,7 @@ from ckpt.ops.host import Host, lock_container
 from ckpt.ops.journal import Entry, Journal, entries, of_container
 from runtime.container.record import LIVE, Container, Record
 from runtime.errors import Conflict, NotFound, RuntimeFault
+from runtime.files import discard, locked
 from runtime.network import host as network
 from transport.errors import TransportFault
 from transport.protocol import Outcome, State
@@ -48,6 +49,7 @@ def recover(host: Host, *, only: str | None = None, assume: str | None = None) -
     for container in host.containers():
         if container.record.id not in busy:
             done += _container(host, container)
+    done += _without_record(host)
     for name in host.store.sweep():
         done.append({"what": f"draft {name}", "did": "removed"})
     done += [{"what": what, "did": "removed"} for what in tidy.after_agents(host)]
@@ -190,3 +192,20 @@ def _container(host: Host, container: Container) -> list[Did]:
             container.save()
             return [{"what": what, "did": "its monitor was gone; what it held is freed"}]
     return []
+
+
+def _without_record(host: Host) -> list[Did]:
+    """Directories of containers that were being made, or deleted, when their process was killed."""
+    done: list[Did] = []
+    with host.lock():  # whoever makes one now has it, or holds the directory's own lock already
+        for home in sorted(host.paths.containers.iterdir()):
+            paths = host.paths.container(home.name)
+            if paths.record.exists():
+                continue
+            with contextlib.suppress(Conflict), contextlib.ExitStack() as held:
+                with contextlib.suppress(FileNotFoundError):
+                    held.enter_context(locked(paths.lock, what=home.name, wait=0, make=False))
+                discard(paths.run)
+                discard(home)
+                done.append({"what": f"directory {home.name}", "did": "was no container; removed"})
+    return done
