@@ -52,8 +52,8 @@ Facts = Mapping[str, Any]
 Perform = Callable[[Facts, threading.Event], Facts | None]
 
 PEER_TIMEOUT = 120.0
-BEAT = 5.0
-SILENCE = 30.0
+BEAT = 4.0
+SILENCE = 20.0
 """Seconds. Each end says something that often, and takes the link for lost when nothing came for that long: a host
 that vanished without a word ends no TCP connection, and an agent that only listens would stay for hours."""
 _TICK = 0.1  # how late a reader notices that its link is to be closed
