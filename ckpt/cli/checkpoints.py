@@ -16,8 +16,8 @@ from ckpt.cli.describe import clean, describe_checkpoint
 from ckpt.cli.edge import CORRUPT
 from ckpt.cli.types import CHECKPOINT, CONTAINER, command, json_option
 from ckpt.ops import dump as dumping
+from ckpt.ops import readiness, retention
 from ckpt.ops import restore as restoring
-from ckpt.ops import retention
 from ckpt.ops.host import Host
 from images.inspect import inspect_images
 from images.manifest import Manifest
@@ -33,10 +33,17 @@ from runtime.errors import BadInput
     metavar="FILE|-",
     help="Write a stream to a file or to stdout, not to the store.",
 )
+@click.option("--dry-run", is_flag=True, help="Only say what speaks against it, and its size.")
 @json_option
 @click.argument("name", type=CONTAINER)
 def dump(
-    host: Host, name: str, checkpoint: str, leave_running: bool, output: str | None, as_json: bool
+    host: Host,
+    name: str,
+    checkpoint: str,
+    leave_running: bool,
+    output: str | None,
+    dry_run: bool,
+    as_json: bool,
 ) -> None:
     """Checkpoint a container: processes, memory, open files, sockets, and the files it wrote.
 
@@ -45,6 +52,9 @@ def dump(
     ckpt dump web --leave-running --as daily
     ckpt dump web -o - | ssh other ckpt restore -
     """
+    if dry_run:
+        _foretell(readiness.require(host, host.find(name), store=output is None), as_json)
+        return
     if output is None:
         manifest = dumping.to_store(host, name, checkpoint=checkpoint, leave_running=leave_running)
     elif output == "-":
@@ -65,6 +75,16 @@ def dump(
         show.emit_json(_brief(manifest))
     else:
         click.echo(manifest.name)
+
+
+def _foretell(found: readiness.Forecast, as_json: bool) -> None:
+    if as_json:
+        show.emit_json(asdict(found))
+        return
+    click.echo(
+        f"{found.container} can be dumped: {found.processes} processes, about {show.size(found.images)} of memory "
+        f"and {show.size(found.files)} of files; {show.size(found.free)} are free in the store"
+    )
 
 
 @command("restore")

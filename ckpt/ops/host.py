@@ -72,9 +72,10 @@ class Host:
     def keep_log(self, log: str, title: str) -> str:
         """Copy a log to where it outlives its container; returns its new path. The oldest of many go."""
         directory = self.paths.root / "logs"
-        directory.mkdir(mode=0o700, exist_ok=True)
-        kept = directory / f"{title}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.log"
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
+        kept = directory / f"{title}-{stamp}-{time.time_ns() // 1000 % 10**6:06d}.log"
         try:
+            directory.mkdir(mode=0o700, exist_ok=True)
             shutil.copyfile(log, kept)
         except OSError:
             kept.unlink(missing_ok=True)  # half of it, on a full disk

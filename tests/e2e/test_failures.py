@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import socket
@@ -137,6 +138,18 @@ def test_a_port_that_is_taken(box: Box) -> None:
 
 
 # ---- found before anything is frozen
+
+
+def test_a_dry_run_foretells_the_size_and_touches_nothing(box: Box) -> None:
+    start(box, "web", "memory", 8 << 20)
+    found = json.loads(box("dump", "web", "--dry-run", "--json"))
+    assert found["obstacles"] == []
+    assert found["processes"] == 2
+    assert box("dump", "web", "--dry-run").startswith("web can be dumped: 2 processes, about 8.")
+    assert box("checkpoints", "ls", "--json").strip() == "[]"
+    box("dump", "web", "--as", "one")
+    size = json.loads(box("checkpoints", "ls", "--json"))[0]["size"]
+    assert 0.7 * size < found["images"] < 1.3 * size
 
 
 def refused_early(box: Box, name: str, *words: str, code: int = 13) -> None:
