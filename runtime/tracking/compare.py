@@ -4,7 +4,7 @@ The digests are of what the caller took (`taken`), not of what was there when we
 two, and change back. So a page that the caller didn't report taken stays dirty, and one whose content is what the
 caller has isn't, whatever happened in between.
 
-The cost is reading and hashing everything in each round, about 0.6 s per GiB, in the frozen window too. It is meant
+The cost is reading and hashing everything in each round, 1 to 2 s per GiB, in the frozen window too. It is meant
 for what the other trackers can't answer for: shared memory, processes that can't be injected into, old kernels.
 """
 

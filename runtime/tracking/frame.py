@@ -3,14 +3,23 @@
 While an injected system call runs, the thread's registers aren't its own. If the process that would put them back is
 killed, the kernel lets the thread go, and it runs on with what is in the registers. So the injected call is made on a
 stack of its own on which the way back lies ready: the call's `ret` goes to the place where signal handlers return to,
-which asks the kernel to load every register and the signal mask from a signal frame. That frame is what is built
-here, as the kernel itself would build it (struct rt_sigframe, arch/x86/kernel/signal_64.c).
+which asks the kernel to load every register and the signal mask from a signal frame. Such frames are built here, as
+the kernel itself would build them (struct rt_sigframe, arch/x86/kernel/signal_64.c):
 
-    rsp ->  words that the code behind the system call pops
-            address of the restorer                          <- struct rt_sigframe begins here
-            struct ucontext: flags, link, stack, 256 bytes of registers, signal mask
-            siginfo (unused)
-            floating-point and vector state, aligned to 64 bytes
+    B        address of the restorer: the call's `ret` goes there
+    B + 8    struct ucontext of the first frame: the thread goes on, an interrupted system call is made again
+    ...
+    B + 16 + 8 * pops + way
+             address of the restorer, then the second frame: the interrupted system call ends with EINTR
+    ...      floating-point and vector state for both, aligned to 64 bytes
+
+Why two. A system call that was interrupted is made again, or ends with EINTR because a signal's handler ran: which one
+depends on the call and the handler, and only the kernel knows. As long as the call isn't decided and signals aren't
+blocked, the registers are therefore the `parked` ones: they pretend that the thread was interrupted in sigreturn(2).
+Let go like this, the kernel decides as it would have decided for the real call. Either it makes the "interrupted call"
+again, and sigreturn takes the first frame. Or it runs the handler and then lets the thread go on behind the call
+instruction, where a `ret` follows: it finds, in a field of the first frame that the kernel ignores, the way to the
+second (`skip`).
 
 Where it lies: in the main thread's stack, far below where it is in use. Only the main thread ever touches that part,
 and it is the thread that we stopped. Nobody may rely on what is there: the kernel itself puts signal frames below the
@@ -29,9 +38,10 @@ from runtime.tracking.ptrace import Registers
 # errno values by which the kernel notes that a system call is to be made again (include/linux/errno.h).
 _RESTART_FROM_START = frozenset({-512, -513, -514})
 _RESTART_REST = -516
-_ENDED_BY_HANDLERS = frozenset({-514, _RESTART_REST})
+_RESTART_UNLESS_HANDLED = -514
 _EINTR = -4
 _RESTART_SYSCALL = 219
+_SIGRETURN = 15
 # The calls that the kernel goes on with by restart_syscall(2): poll, nanosleep, futex, clock_nanosleep.
 _RESTARTED = frozenset({7, 35, 202, 230})
 _NUMBER_THEN_CALL = re.compile(rb"\xb8(.{4})(?!.*\xb8).*\x0f\x05\Z", re.S)
@@ -47,7 +57,6 @@ _LEGACY = 576  # FXSAVE area and XSAVE header
 _AMX_DATA = 1 << 18
 _WITHOUT_AMX_DATA = 2816
 _UCONTEXT = 8 + 8 + 24 + 256 + 8
-_SIGINFO = 128
 _ALIGN = 64
 _MASK64 = (1 << 64) - 1
 
@@ -65,53 +74,90 @@ class Frame:
     data: bytes
     stack: int
     """rsp for the injected call."""
+    parked: Registers
+    """Registers with which the thread, let go, is at once what it was, signals or not."""
 
 
-def build(place: int, registers: Registers, mask: int, state: bytes, gadgets: Gadgets) -> Frame:
-    """A frame at PLACE or a little above it. Raises Unbuildable."""
+def build(
+    place: int, registers: Registers, mask: int, state: bytes, gadgets: Gadgets, text: bytes
+) -> Frame:
+    """Both frames, at PLACE (a multiple of 64). TEXT is what stands before rip. Raises Unbuildable."""
     state = _sigframe_state(state)
-    head = 8 * gadgets.pops
-    start = place + head + 8 + _UCONTEXT + _SIGINFO
-    floats = (start + _ALIGN - 1) & -_ALIGN
-    context = struct.pack("=2Q", _UC_FLAGS, 0)
-    context += struct.pack("=QiIQ", 0, _NO_SUCH_STACK_FLAGS, 0, 0)
-    context += _registers(registers, floats)
-    context += struct.pack("=Q", mask)
-    data = bytes(head) + struct.pack("=Q", gadgets.restore) + context + bytes(_SIGINFO)
-    data += bytes(floats - start) + state
+    base = place + 8 * gadgets.pops
+    second = base + 16 + 8 * gadgets.pops + gadgets.way
+    floats = (second + 8 + _UCONTEXT + _ALIGN - 1) & -_ALIGN
+    way_to_second = [_UC_FLAGS, 0, 0]  # uc_flags, uc_link, ss_sp: their values don't matter
+    way_to_second[gadgets.pops] = gadgets.skip
+    data = bytearray(floats - place + len(state))
+
+    def put(at: int, piece: bytes) -> None:
+        data[at - place : at - place + len(piece)] = piece
+
+    again = resumable(registers, text)
+    put(base, struct.pack("=Q", gadgets.restore) + _context(again, mask, floats, way_to_second))
+    ended = Registers.from_buffer_copy(registers)
+    if in_call(registers):
+        ended.rax = _EINTR & _MASK64
+    put(
+        second,
+        struct.pack("=Q", gadgets.restore) + _context(ended, mask, floats, [_UC_FLAGS, 0, 0]),
+    )
+    put(floats, state)
     if len(data) > ROOM:
         raise Unbuildable(f"its vector registers take {len(state)} bytes")
-    return Frame(place, data, place)
+    return Frame(place, bytes(data), place, _parked(registers, base, gadgets))
+
+
+def _parked(registers: Registers, base: int, gadgets: Gadgets) -> Registers:
+    values = Registers.from_buffer_copy(registers)
+    values.rsp = base + 8  # sigreturn looks for its frame 8 bytes below
+    if not in_call(registers):
+        values.rip, values.rax, values.orig_rax = gadgets.call, _SIGRETURN, _MASK64
+        return values
+    values.rip, values.orig_rax = gadgets.call + 2, _SIGRETURN
+    if _signed(registers.rax) == _RESTART_REST:
+        # The kernel would go on with the real call's rest, wherever rip is. With handlers both end alike.
+        values.rax = _RESTART_UNLESS_HANDLED & _MASK64
+    return values
+
+
+def in_call(registers: Registers) -> bool:
+    """Whether the thread was interrupted inside a system call that isn't decided yet."""
+    undecided = {*_RESTART_FROM_START, _RESTART_REST}
+    return _signed(registers.orig_rax) >= 0 and _signed(registers.rax) in undecided
+
+
+def _context(registers: Registers, mask: int, floats: int, head: list[int]) -> bytes:
+    """struct ucontext; HEAD are its first three words."""
+    return (
+        struct.pack("=3Q", *head)
+        + struct.pack("=iIQ", _NO_SUCH_STACK_FLAGS, 0, 0)
+        + _registers(registers, floats)
+        + struct.pack("=Q", mask)
+    )
 
 
 def is_frame(data: bytes, gadgets: Gadgets) -> bool:
-    """Whether DATA begins with a frame that was built with these GADGETS."""
-    mark = struct.pack("=QQQQI", gadgets.restore, _UC_FLAGS, 0, 0, _NO_SUCH_STACK_FLAGS)
-    return data[8 * gadgets.pops :].startswith(mark)
+    """Whether DATA begins with frames that were built with these GADGETS."""
+    base = 8 * gadgets.pops
+    if len(data) < base + 32:
+        return False
+    restore, *head, flags = struct.unpack_from("=4QI", data, base)
+    return restore == gadgets.restore and gadgets.skip in head and flags == _NO_SUCH_STACK_FLAGS
 
 
-def ended_by_handlers(registers: Registers) -> bool:
-    """Whether it was interrupted in a call that any signal's handler ends with EINTR."""
-    return _signed(registers.orig_rax) >= 0 and _signed(registers.rax) in _ENDED_BY_HANDLERS
-
-
-def resumable(registers: Registers, text: bytes, *, interrupted: bool = False) -> Registers:
+def resumable(registers: Registers, text: bytes) -> Registers:
     """REGISTERS of a stopped thread as it can load them by itself; TEXT is what stands before its rip.
 
-    Was it interrupted inside a system call, the kernel would make the call again, or go on with the rest of a time
-    limit; sigreturn(2) does neither. So the thread makes the call again, from its beginning: what it waits for may
-    come later than it asked for, and nothing else can be noticed. When the kernel has gone on with the call once
-    already, only the text tells which one it was; is that not as C libraries write it, the call ends with EINTR. It
-    does so, too, when it is INTERRUPTED: a signal waits whose handler would have ended it.
+    A call that would be made again is made again, from its beginning: what it waits for may come later than it asked
+    for (the kernel would go on with the rest of a time limit; sigreturn(2) makes it forget that). When the kernel has
+    gone on with a call once already, only the text tells which one it was; is that not as C libraries write it, the
+    call ends with EINTR.
     """
     values = Registers.from_buffer_copy(registers)
-    if interrupted and ended_by_handlers(registers):
-        values.rax = _EINTR & _MASK64
+    if not in_call(registers):
         return values
-    result = _signed(values.rax)
-    if _signed(values.orig_rax) < 0 or result not in {*_RESTART_FROM_START, _RESTART_REST}:
-        return values
-    number = values.orig_rax
+    number = int(values.orig_rax)
     if number == _RESTART_SYSCALL:
         match = _NUMBER_THEN_CALL.search(text)
         number = struct.unpack("=I", match[1])[0] if match else 0

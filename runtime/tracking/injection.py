@@ -2,7 +2,7 @@
 
 A userfaultfd stands for the address space of whoever opened it, so the process has to open it itself. The story:
 
-    running  its text is searched for two instructions, its descriptors for what an earlier, killed injector left
+    running  its text is searched for three instructions, its descriptors for what an earlier, killed injector left
     seize    PTRACE_SEIZE and PTRACE_INTERRUPT stop the main thread only; seccomp is suspended for it
     save     registers, vector registers, signal mask; a frame with them goes below its stack (frame.py)
     call     userfaultfd(2); pidfd_getfd(2) here; close(2)
@@ -14,19 +14,13 @@ A thread that was interrupted inside a system call goes on with it: its register
 was, and the kernel, when it lets the thread go, does what these say. During the injected calls orig_rax is -1: not in
 a system call, nothing to make again.
 
-If we are killed, at any instruction: before SETREGS the thread is as it was. After it the thread runs the call,
-returns into its frame, and is as it was; but what userfaultfd(2) opened stays open, unused and close-on-exec, and the
-next injection into that process finds it and closes it. Between the mask's change and its restoring the registers are
-the frame's, which has the mask, too: hence the order.
-
-What remains is a window of some microseconds on either side, in which the registers are the frame's and signals aren't
-blocked. Are we killed right there, and a signal comes, its handler runs before the thread has gone back. That matters
-to calls that a handler ends (sigsuspend, poll, sleep): made again after it they would wait for another. So where a
-signal waits at the beginning the thread handles it first, and where one waits at the end the frame says EINTR.
+If we are killed, at any instruction: before the first SETREGS the thread is as it was. After it the thread runs on to
+its frame, perhaps through the call, and is as it was (frame.py tells how, signals included). But what userfaultfd(2)
+opened then stays open, unused and close-on-exec; the next injection into that process finds it and closes it.
 
 Refused, since nothing of this may be tried and then found out: 32-bit code, shadow stacks, a main thread that has
 ended, is stopped, is traced, doesn't stop, or is in the middle of a restartable sequence (rseq(2)), which the kernel
-would forget on the way, or about to handle a signal; programs without the two instructions.
+would forget on the way; programs without the three instructions.
 """
 
 from __future__ import annotations
@@ -55,6 +49,7 @@ _BELOW = 32768
 """Bytes kept between the stack pointer and the frame: what the thread will use soon isn't made private copies of."""
 _TEXT = 32  # bytes before rip that tell which system call it was
 _STOP_SECONDS = 0.05
+_LONGEST_SECONDS = 10.0
 _STRAY_SECONDS = 0.02
 _BUSY_TRIES = 20
 _SYSCALL_STOP = signal.SIGTRAP | 0x80
@@ -242,7 +237,7 @@ def _options(pid: int) -> int:
 
 def _wait_stop(pid: int) -> None:
     """Until the thread stands, for a moment only: one that sleeps uninterruptibly would make us wait with it."""
-    deadline = time.monotonic() + _STOP_SECONDS
+    begun = time.monotonic()
     while True:
         status = _waited(pid, os.WNOHANG)
         if status is not None:
@@ -254,9 +249,19 @@ def _wait_stop(pid: int) -> None:
                 ptrace.detach(pid)
                 raise Refused("it is stopped", again=True)
             return
-        if time.monotonic() > deadline:
+        late = time.monotonic() - begun
+        # One that waits for a processor stops as soon as it gets it; one that sleeps uninterruptibly may never.
+        if late > _STOP_SECONDS and (late > _LONGEST_SECONDS or _state(pid) == "D"):
             raise Stuck("its main thread doesn't stop", again=True)
         os.sched_yield()
+
+
+def _state(pid: int) -> str:
+    """The state of its main thread, as proc_pid_stat(5) has it."""
+    try:
+        return Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
 
 
 def _waited(pid: int, options: int) -> int | None:
@@ -276,7 +281,6 @@ class _Thread:
         self._tid = process.pid
         self._registers = ptrace.registers(self._tid)
         self._frame: frame.Frame | None = None
-        self._delicate = frame.ended_by_handlers(self._registers)
         if self._registers.cs != _CODE64:
             raise Refused("it runs 32-bit code")
 
@@ -284,10 +288,6 @@ class _Thread:
         """Why it has to run on for a moment first; "" when it can be borrowed."""
         if self._in_sequence():
             return "its main thread is in a restartable sequence"
-        if self._delicate:
-            waiting, blocked = self._signals()
-            if waiting & ~blocked:
-                return "its main thread is about to handle a signal"
         return ""
 
     def _in_sequence(self) -> bool:
@@ -313,43 +313,30 @@ class _Thread:
         tid, memory = self._tid, self._process.memory
         mask = ptrace.signal_mask(tid)
         place = self._place()
+        text = b""
+        with contextlib.suppress(OSError):  # nothing needs to be mapped before rip
+            text = os.pread(memory, _TEXT, self._registers.rip - _TEXT)
         state = ptrace.extended_state(tid)
-        text = os.pread(memory, _TEXT, self._registers.rip - _TEXT)
-
-        def way_back(*, interrupted: bool) -> frame.Frame:
-            values = frame.resumable(self._registers, text, interrupted=interrupted)
-            try:
-                return frame.build(place, values, mask, state, self._process.gadgets)
-            except frame.Unbuildable as error:
-                raise Refused(str(error)) from error
-
-        made = way_back(interrupted=False)
+        try:
+            made = frame.build(place, self._registers, mask, state, self._process.gadgets, text)
+        except frame.Unbuildable as error:
+            raise Refused(str(error)) from error
         before = os.pread(memory, len(made.data), made.address)
         if len(before) != len(made.data):
             raise Refused("its stack can't be read")
         os.pwrite(memory, made.data, made.address)
         self._frame = made
+        # Between any two of these requests we may be killed: hence their order, and the parked registers.
+        ptrace.set_registers(tid, made.parked)
+        ptrace.set_signal_mask(tid, _ALL_SIGNALS)
         try:
             yield
         finally:
-            if self._delicate and self._signals()[0] & ~mask:
-                # Its handler runs as soon as the mask allows it.
-                os.pwrite(memory, way_back(interrupted=True).data, made.address)
-            # From the first call on, and up to here, the registers are the frame's: only then may the mask change.
+            ptrace.set_registers(tid, made.parked)
             ptrace.set_signal_mask(tid, mask)
             ptrace.set_registers(tid, self._registers)
             os.pwrite(memory, before, made.address)
             self._frame = None
-
-    def _signals(self) -> tuple[int, int]:
-        """Masks of the signals that wait for it and of those that it blocks at this moment."""
-        fields = {}
-        with open(f"/proc/{self._tid}/task/{self._tid}/status", errors="replace") as file:
-            for line in file:
-                name, _, value = line.partition(":")
-                if name in ("SigPnd", "ShdPnd", "SigBlk"):
-                    fields[name] = int(value, 16)
-        return fields["SigPnd"] | fields["ShdPnd"], fields["SigBlk"]
 
     def call(self, number: int, argument: int) -> int:
         """Make a system call with one argument in the thread; its result, negative errno included. Raises Gone."""
@@ -362,7 +349,6 @@ class _Thread:
         values.orig_rax = (1 << 64) - 1
         values.eflags = self._registers.eflags & ~0x100  # no single steps of its own
         ptrace.set_registers(tid, values)
-        ptrace.set_signal_mask(tid, _ALL_SIGNALS)
         self._run_to_syscall_stop()  # it begins
         self._run_to_syscall_stop()  # it is done
         result = int(ptrace.registers(tid).rax)
