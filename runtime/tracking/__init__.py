@@ -6,5 +6,6 @@ wp_async    userfaultfd write protection and PAGEMAP_SCAN; uffd, pagemap: thin w
 soft_dirty  soft-dirty bits
 compare     digests of what the caller took
 population  what of a range holds anything
-guard       opens a userfaultfd of another process: injector (its process), injection (the story), frame, gadgets, ptrace
+guard       opens a userfaultfd of another process: injector (its process), injection (the story), frame, gadgets,
+            ptrace
 """
