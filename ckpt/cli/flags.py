@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,10 @@ RUN = [
         show_default=True,
         metavar="POLICY",
         help="no, on-failure[:N] or always.",
+    ),
+    click.option("--log-size", metavar="SIZE", help="Of one file of its log.  [default: 16m]"),
+    click.option(
+        "--log-files", type=click.IntRange(1, 100), metavar="N", help="Of its log.  [default: 4]"
     ),
     click.option("--label", multiple=True, metavar="KEY=VALUE", help="An annotation."),
     *LIMITS,
@@ -183,7 +188,9 @@ def limits_of(flags: dict[str, Any]) -> dict[str, Any]:
 
 
 # What is not of the spec, or can be said besides.
-_BUNDLE_TOO = frozenset({"name", "network", "publish", "dns", "restart", "interactive", "rm"})
+_BUNDLE_TOO = frozenset(
+    {"name", "network", "publish", "dns", "restart", "interactive", "rm", "log_size", "log_files"}
+)
 
 
 def _given(flags: dict[str, Any]) -> set[str]:
@@ -210,7 +217,7 @@ def wish_of(host: Host, flags: dict[str, Any], rootfs: str, args: tuple[str, ...
                 target="--" + refused[0].replace("_", "-"),
                 why=f"with a bundle its {path / 'config.json'} says this",
             )
-        return creating.wish_from_bundle(
+        bundle = creating.wish_from_bundle(
             path,
             name,
             args,
@@ -219,6 +226,7 @@ def wish_of(host: Host, flags: dict[str, Any], rootfs: str, args: tuple[str, ...
             stdin=flags["interactive"],
             remove=flags.get("rm", False),
         )
+        return replace(bundle, log=_log(flags))
     if not args:
         raise BadInput(
             doing="reading",
@@ -262,4 +270,16 @@ def wish_of(host: Host, flags: dict[str, Any], rootfs: str, args: tuple[str, ...
         stdin=flags["interactive"],
         remove=flags.get("rm", False),
         restart=lifecycle.parse_restart(flags["restart"]),
+        log=_log(flags),
     )
+
+
+def _log(flags: dict[str, Any]) -> dict[str, int]:
+    found = {}
+    if flags["log_size"] is not None:
+        found["max_bytes"] = parse_size(flags["log_size"], what="log_size")
+        if found["max_bytes"] < 1:
+            raise BadInput(doing="reading", target="--log-size", why="it has to be larger than 0")
+    if flags["log_files"] is not None:
+        found["files"] = flags["log_files"]
+    return found

@@ -41,6 +41,8 @@ class Wish:
     stdin: bool = False
     remove: bool = False
     restart: dict[str, Any] = field(default_factory=lambda: {"policy": "no", "max": 0})
+    log: dict[str, int] | None = None
+    """{"max_bytes", "files"} if not as usual."""
 
 
 def import_rootfs(host: Host, rootfs: Path) -> str:
@@ -122,6 +124,8 @@ def reserve(host: Host, wish: Wish, layers: list[str]) -> Container:
             remove=wish.remove,
             restart=wish.restart,
         )
+        if wish.log:
+            record.log = {**record.log, **wish.log}
         container = Container(host.paths, record)
         try:
             container.save()

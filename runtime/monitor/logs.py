@@ -5,6 +5,7 @@ P marks a piece of a line that goes on, F its end; so any bytes survive and time
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 
@@ -32,16 +33,21 @@ class Log:
         lines = [head + b"F " + piece + b"\n" for piece in pieces[:-1]]
         if pieces[-1]:
             lines.append(head + b"P " + pieces[-1] + b"\n")
-        out = b"".join(lines)
-        try:
-            if self._fd < 0:
-                self._open()
-            if self._size and self._size + len(out) > self._max:
+        with contextlib.suppress(OSError):
+            self._append(lines)
+
+    def _append(self, lines: list[bytes]) -> None:
+        if self._fd < 0:
+            self._open()
+        fitting: list[bytes] = []
+        for line in lines:
+            if self._size and self._size + len(line) > self._max:
+                os.write(self._fd, b"".join(fitting))
                 self._rotate()
-            os.write(self._fd, out)
-            self._size += len(out)
-        except OSError:
-            pass
+                fitting = []
+            fitting.append(line)
+            self._size += len(line)
+        os.write(self._fd, b"".join(fitting))
 
     def _rotate(self) -> None:
         self.close()
