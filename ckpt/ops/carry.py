@@ -120,13 +120,13 @@ class Carrier:
             self.done.append(Round(dirty, time.monotonic() - began))
             self._on_round(self.written)
 
-    def _look(self) -> dict[int, list[Range]]:
+    def _look(self, *, frozen: bool = False) -> dict[int, list[Range]]:
         """By pid: the populated pages that may have changed since the last look. What was given back is told as gone."""
         found: dict[int, list[Range]] = {}
         for pid in self._pids():
             with contextlib.suppress(NotFound, FileNotFoundError, ProcessLookupError):
                 task = self._task(pid)
-                dirty = self._tracker.dirty(pid)
+                dirty = self._tracker.dirty(pid, frozen=frozen)
                 with population.opened(pid) as pagemap:
                     there = population.populated(pagemap, dirty)
                 gone = common(without(dirty, there), task.sent)
@@ -171,7 +171,7 @@ class Carrier:
 
     def last(self, check: Check) -> None:
         """The tasks are frozen: what was written since the last round."""
-        self.last_bytes = self._send(self._look(), check, quick=True)
+        self.last_bytes = self._send(self._look(frozen=True), check, quick=True)
 
     def rewrite(self, number: int, data: bytes) -> bytes:
         """The page map of the task NUMBER with lazy entries for what we carry; notes what CRIU left to be fetched."""

@@ -54,7 +54,7 @@ class Sshd:
             "".join(f"HostKey {key}\n" for key in self.host_keys) + f"Port {self.port}\n"
             "ListenAddress 127.0.0.1\n"
             f"AuthorizedKeysFile {authorized}\n"
-            "PidFile none\nUsePAM no\nStrictModes no\nPasswordAuthentication no\n"
+            "PidFile none\nUsePAM no\nSetEnv SHLVL=1\nStrictModes no\nPasswordAuthentication no\n"
             "KbdInteractiveAuthentication no\nPermitRootLogin yes\nAllowTcpForwarding yes\n"
             "LogLevel ERROR\nMaxStartups 100\nMaxSessions 100\n"
         )

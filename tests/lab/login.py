@@ -86,8 +86,10 @@ class Login:
         return process
 
     def _sshd_config(self, place: Path, environment: Mapping[str, str]) -> str:
-        # sshd takes the first of several SetEnv lines only.
-        variables = " ".join(f'"{key}={value}"' for key, value in environment.items())
+        # sshd takes the first of several SetEnv lines only. bash reads the user's start-up files when it is the first
+        # shell below sshd: what they do on this machine (and how long it takes) is no business of the lab's hosts.
+        settings_of_all = {**environment, "SHLVL": "1"}
+        variables = " ".join(f'"{key}={value}"' for key, value in settings_of_all.items())
         settings = {
             "Port": "22",
             "ListenAddress": "0.0.0.0\nListenAddress ::",
