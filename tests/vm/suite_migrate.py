@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.vm.guest import Guest
-from tests.vm.pair import ROOTFS, Pair, ckpt_json, states
+from tests.vm.pair import ROOTFS, Pair, cgroup, ckpt_json, states
 from tests.vm.settings import SUBNET
 
 pytestmark = pytest.mark.timeout(900)
@@ -35,10 +35,9 @@ def test_limits_are_at_the_destination_what_they_were_at_the_source(pair: Pair) 
     limits = "-m 96m --cpus 0.5 --pids-limit 50 --cpu-shares 512"
     _start(pair.a, f"{limits} --network none {ROOTFS} -- ticker -m 16")
     files = "memory.max cpu.max pids.max cpu.weight"
-    show = f"cd /sys/fs/cgroup/ckpt*/[0-9a-f]* && cat {files}"
-    before = pair.a.text(show)
+    before = pair.a.text(f"cd {cgroup(pair.a, 'mover')} && cat {files}")
     pair.a.run("ckpt migrate mover b", timeout=400)
-    assert pair.b.text(show) == before
+    assert pair.b.text(f"cd {cgroup(pair.b, 'mover')} && cat {files}") == before
     assert str(96 << 20) in before
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.vm.guest import Guest
-from tests.vm.pair import ROOTFS, ckpt_json, states
+from tests.vm.pair import ROOTFS, cgroup, ckpt_json, states
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -36,7 +36,7 @@ def test_the_boot_unit_brings_back_what_is_to_run(a: Guest) -> None:
     _reboot(a)
     assert _unit(a, "ckpt-recover.service", "Result") == "success"
     assert states(a) == {"always": "running", "never": "stopped", "stopped": "stopped"}
-    assert a.text("cat /sys/fs/cgroup/ckpt.slice/[0-9a-f]*/memory.max") == str(64 << 20)
+    assert a.text(f"cat {cgroup(a, 'always')}/memory.max") == str(64 << 20)
     a.run("systemctl stop ckpt-recover.service")
     assert states(a)["always"] == "running"
     a.run("systemctl disable ckpt-recover.service")

@@ -6,7 +6,7 @@ import pytest
 
 from tests.vm.guest import Guest
 from tests.vm.inside import run_tests
-from tests.vm.pair import ROOTFS, Pair, states
+from tests.vm.pair import ROOTFS, Pair, cgroup, states
 from tests.vm.settings import SUBNET
 
 pytestmark = pytest.mark.timeout(1800)
@@ -45,7 +45,7 @@ def test_nothing_of_systemds_is_touched(a: Guest) -> None:
 
 def test_limits_hold_when_systemd_reloads(a: Guest) -> None:
     a.run(f"ckpt run -d --name one -m 64m --network none {ROOTFS} -- sleep 1000")
-    read = "cat /sys/fs/cgroup/ckpt.slice/[0-9a-f]*/memory.max"
+    read = f"cat {cgroup(a, 'one')}/memory.max"
     before = a.text(read)
     a.run("systemctl daemon-reload && systemctl daemon-reexec")
     assert a.text(read) == before == str(64 << 20)
