@@ -54,8 +54,10 @@ Perform = Callable[[Facts, threading.Event], Facts | None]
 PEER_TIMEOUT = 120.0
 BEAT = 4.0
 SILENCE = 20.0
+GREETING = 90.0
 """Seconds. Each end says something that often, and takes the link for lost when nothing came for that long: a host
-that vanished without a word ends no TCP connection, and an agent that only listens would stay for hours."""
+that vanished without a word ends no TCP connection, and an agent that only listens would stay for hours. The first word
+may take longer: a login shell has its own ideas."""
 _TICK = 0.1  # how late a reader notices that its link is to be closed
 # What answers what; a note is answered by a note of the same topic.
 _ANSWER_TO = {"lane_ask": "lane_offer", "settle": "settled", "note": "note"}
@@ -267,18 +269,19 @@ class _Reader:
 
     def _run(self) -> None:
         heard = said = time.monotonic()
+        patience = GREETING
         while not self._over.is_set():
             try:
                 with contextlib.suppress(TimedOut):
                     message = check(self.link.recv(_TICK))
-                    heard = time.monotonic()
+                    heard, patience = time.monotonic(), SILENCE
                     self._conversation.heard(self, message)
                 now = time.monotonic()
-                if now - heard > SILENCE:
+                if now - heard > patience:
                     raise LinkLost(
                         doing="listening to",
                         target="the peer",
-                        why=f"nothing was heard for {SILENCE:g} s",
+                        why=f"nothing was heard for {patience:g} s",
                         retry=True,
                     )
                 if now - said > BEAT:

@@ -245,6 +245,56 @@ def test_the_command_dies_after_commit_and_recover_finishes_what_could_not_be_sa
     assert not any(world.a.root.glob("migrations/*.json"))
 
 
+def test_the_link_breaks_after_commit(world: World) -> None:
+    """The command tries for a minute; asked twice to end it leaves the rest to recover."""
+    world.run("-m", "4")
+    client = world.connect()
+    config = quick(world)
+    process = world.begin(env={**config, **world.stop_at("bury", "wait")})
+    world.reached("bury")
+    world.lab.link_down("b")
+    world.go_on("bury")
+    eventually("the tasks are dead", lambda: world.state(world.a) != "running")
+    process.send_signal(2)
+    process.send_signal(15)
+    line = fails(process, 1)
+    assert "ckpt recover goes on with it" in line
+    world.lab.link_up("b")
+    recovered(world, world.a, config)
+    world.runs_at(world.b, client)
+    world.nothing_at(world.a)
+
+
+def test_the_destination_goes_down_after_commit(world: World) -> None:
+    """What was prepared is lost, as every process of that host; its files are there, and nothing runs twice."""
+    world.run("-m", "4")
+    stop = world.stop_at("journal-committed", "kill")
+    stop["CKPT_TEST_STOP_AT"] += "," + world.stop_at("heal", "fail")["CKPT_TEST_STOP_AT"]
+    process = world.begin(env=stop)
+    process.communicate(timeout=60)
+    world.reached("heal")
+    for word in world.processes(world.b):
+        kill(int(word.split()[0]))
+    eventually("its monitor is gone", lambda: world.state(world.b) == "lost")
+    recovered(world, world.a)
+    assert "what was prepared is lost; its files are here" in recovered(world, world.b)
+    recovered(world, world.a)
+    world.nothing_at(world.a)
+    assert [path.name for path in world.b.root.glob("containers/*/rw/upper/gaps")] == ["gaps"]
+    world.b.ckpt("start", "w")
+    world.runs_at(world.b)
+
+
+def recovered(world: World, host: Host, env: dict[str, str] | None = None) -> str:
+    """What `ckpt recover` says, once those who heal by themselves are done (or have given up)."""
+
+    def done() -> str:
+        said: str = host.ckpt("recover", env=env)
+        return "" if "is under way" in said else said
+
+    return str(eventually("nobody else is at it", done, patience=100))
+
+
 def quick(world: World) -> dict[str, str]:
     """An SSH configuration that gives up a silent link soon."""
     config = world.scratch / "config"

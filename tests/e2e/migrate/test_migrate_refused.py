@@ -9,26 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests import needs
-from tests.e2e.migrate.world import World, eventually
+from tests.e2e.migrate.world import World, eventually, refused
 
 pytestmark = [
     needs.root, needs.criu, needs.sshd, needs.netns, needs.bridge, needs.veth, needs.tool("cc"),
 ]  # fmt: skip
-
-
-def refused(
-    world: World, code: int, *words: str, env: dict[str, str] | None = None, container: bool = True
-) -> str:
-    """Migrate, which must fail with CODE; its one line. Nothing is at b, and the container runs on."""
-    done = world.migrate(*words, check=False, env=env)
-    said = [line for line in done.stderr.splitlines() if line.startswith("ckpt: ")]
-    assert done.returncode == code, done.stderr
-    assert len(said) == 1, done.stderr
-    assert "Traceback" not in done.stderr
-    if container:
-        assert world.state(world.a) == "running"
-        assert not any(world.a.root.glob("migrations/*"))
-    return said[0]
 
 
 # ---- the container and the destination
@@ -130,84 +115,6 @@ def test_all_findings_are_shown_by_a_dry_run(world: World) -> None:
 
 
 # ---- the way there
-
-
-def test_a_target_that_makes_no_sense(world: World) -> None:
-    world.run("-m", "1", network="none")
-    done = world.a.run(["ckpt", "migrate", "w", "root@:x"], check=False)
-    assert done.returncode in (3, 39), done.stderr
-    assert len(done.stderr.splitlines()) <= 2
-
-
-def test_a_host_whose_key_is_unknown(world: World) -> None:
-    world.run("-m", "1", network="none")
-    known = world.scratch / "known"
-    known.touch()
-    config = world.scratch / "config"
-    text = world.lab.login.config.read_text()
-    config.write_text(text.replace(str(world.lab.login.known_hosts), str(known)))
-    env = {"CKPT_SSH_CONFIG": str(config), "CKPT_KNOWN_HOSTS": str(known)}
-    assert "checking the host key of" in refused(world, 30, env=env)
-
-
-def test_a_host_whose_key_has_changed(world: World) -> None:
-    world.run("-m", "1", network="none")
-    known = world.scratch / "known"
-    a, b = world.lab.login.known_hosts.read_text().splitlines()
-    known.write_text(f"{a}\n{b.split()[0]} {' '.join(a.split()[1:])}\n")
-    config = world.scratch / "config"
-    text = world.lab.login.config.read_text()
-    config.write_text(text.replace(str(world.lab.login.known_hosts), str(known)))
-    env = {"CKPT_SSH_CONFIG": str(config), "CKPT_KNOWN_HOSTS": str(known)}
-    assert "somebody may be listening in" in refused(world, 31, env=env)
-
-
-def test_a_host_that_refuses_the_login(world: World) -> None:
-    world.run("-m", "1", network="none")
-    key = world.scratch / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
-    config = world.scratch / "config"
-    text = world.lab.login.config.read_text()
-    config.write_text(text.replace(str(world.lab.login.client_key), str(key)))
-    refused(world, 32, env={"CKPT_SSH_CONFIG": str(config)})
-
-
-def test_a_host_that_can_not_be_reached(world: World) -> None:
-    world.run("-m", "1", network="none")
-    config = world.scratch / "config"
-    config.write_text("ConnectTimeout 2\n" + world.lab.login.config.read_text())
-    world.lab.link_down("b")
-    refused(world, 33, env={"CKPT_SSH_CONFIG": str(config)})
-
-
-def test_a_host_without_ckpt(world: World) -> None:
-    world.run("-m", "1", network="none")
-    line = refused(world, 34, env={"CKPT_REMOTE": "no-such-ckpt"})
-    assert "install ckpt there" in line
-
-
-def test_a_host_whose_ckpt_speaks_another_version(world: World) -> None:
-    world.run("-m", "1", network="none")
-    other = world.scratch / "agent"
-    other.write_text(
-        "#!/usr/bin/env python3\n"
-        "import sys, struct, msgpack\n"
-        "data = msgpack.packb({'type': 'hello', 'version': 99, 'features': [], 'software': 'ckpt 99'})\n"
-        "sys.stdout.buffer.write(struct.pack('>I', len(data)) + data)\n"
-        "sys.stdout.buffer.flush()\n"
-        "sys.stdin.buffer.read()\n"
-    )
-    other.chmod(0o755)
-    line = refused(world, 35, env={"CKPT_REMOTE": str(other)})
-    assert "install the same version" in line
-
-
-def test_a_host_whose_ckpt_says_nonsense(world: World) -> None:
-    world.run("-m", "1", network="none")
-    other = world.scratch / "agent"
-    other.write_text("#!/bin/sh\necho Welcome to this machine, dear user.\ncat > /dev/null\n")
-    other.chmod(0o755)
-    refused(world, 38, env={"CKPT_REMOTE": str(other)})
 
 
 def test_a_way_over_a_jump_host(world: World) -> None:

@@ -267,3 +267,22 @@ def opened(lab: Lab, rootfs: Path, scratch: Path) -> Iterator[World]:
         yield world
     finally:
         world.clean()
+
+
+def refused(
+    world: World,
+    code: int,
+    *words: str,
+    env: dict[str, str] | None = None,
+    container: bool = True,
+) -> str:
+    """Migrate w to b, which must fail with CODE; its one line. CONTAINER: it runs on, and no journal is left."""
+    done = world.migrate(*words, check=False, env=env)
+    said = [line for line in done.stderr.splitlines() if line.startswith("ckpt: ")]
+    assert done.returncode == code, done.stderr
+    assert len(said) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    if container:
+        assert world.state(world.a) == "running"
+        assert not any(world.a.root.glob("migrations/*"))
+    return said[0]
