@@ -23,6 +23,13 @@ from runtime.paths import ContainerPaths
 
 MONITOR = Path(__file__).parent / "monitor" / "__main__.py"
 PACKET = 1 << 18
+# For the monitor, mallopt(3): what it once needed for a burst of output goes back to the kernel.
+_FRUGAL = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TOP_PAD_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+}
 # As a shell has it: what the command's exit status would be.
 _KINDS: dict[int, type[WrongState]] = {126: NotExecutable, 127: CommandNotFound}
 
@@ -133,6 +140,7 @@ def spawn_monitor(paths: ContainerPaths, plan: dict[str, Any], name: str) -> Con
             stdout=subprocess.DEVNULL,
             stderr=errors,
             pass_fds=[theirs.fileno()],
+            env={**os.environ, **_FRUGAL},
             cwd="/",
         )
     theirs.close()

@@ -9,14 +9,13 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import os
-import platform
 import struct
 from collections.abc import Sequence
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
 
-MACHINE = platform.machine()
+MACHINE = os.uname().machine
 _X86 = MACHINE == "x86_64"
 
 NR_PIVOT_ROOT = 155 if _X86 else 41

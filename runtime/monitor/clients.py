@@ -13,8 +13,10 @@ import json
 import socket
 
 # Beyond this much unsent output a client holds up the stream that it is attached to, as a pipe would.
-HIGH_WATER = 256 * 1024
+HIGH_WATER = 128 * 1024
 PACKET = 32 * 1024
+# One for all: a buffer of this size for each packet would leave holes in the heap.
+_received = bytearray(1 << 18)
 
 
 class Client:
@@ -66,12 +68,12 @@ class Client:
     def receive(self) -> bytes | None:
         """One packet; b"" when nothing is there; None when the client is gone."""
         try:
-            data = self.sock.recv(1 << 18)
+            size = self.sock.recv_into(_received)
         except BlockingIOError:
             return b""
         except OSError:
             return None
-        return data or None
+        return bytes(memoryview(_received)[:size]) or None
 
     def close(self) -> None:
         self.sock.close()

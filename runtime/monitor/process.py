@@ -12,7 +12,8 @@ TYPE_CHECKING = False  # importing typing costs the monitor half a megabyte
 if TYPE_CHECKING:
     from typing import Any
 
-READ = 64 * 1024
+READ = 16 * 1024
+"""Bytes at a time: what is made of them (lines of the log, packets) exists several times over for a moment."""
 KINDS = {"stdout": b"o", "stderr": b"e"}
 
 
