@@ -13,7 +13,7 @@ import contextlib
 import time
 from typing import Any
 
-from ckpt.ops import arrival, heal, lifecycle, stops, tidy
+from ckpt.ops import arrival, comeback, heal, lifecycle, stops, tidy
 from ckpt.ops import migrate as migrating
 from ckpt.ops.bringup import tear_down
 from ckpt.ops.host import Host, lock_container
@@ -46,6 +46,8 @@ def recover(host: Host, *, only: str | None = None, assume: str | None = None) -
             )
         return done
     busy = {e.container for e in entries(host.paths.journals) if State(e.state) not in _AT_REST}
+    for name in comeback.settle(host):
+        done.append({"what": f"container {name}", "did": "its restore was cut off; undone"})
     for container in host.containers():
         if container.record.id not in busy:
             done += _container(host, container)
@@ -183,15 +185,31 @@ def _container(host: Host, container: Container) -> list[Did]:
         if container.status().state == "creating" and not container.paths.status.exists():
             lifecycle.remove(host, container, force=True)
             return [{"what": what, "did": "was half made; removed"}]
-        if container.status().state == "lost":
+        # A machine that goes down ends containers before it ends us: those count as running, too.
+        cut_off = container.status().state == "stopped" and (
+            lifecycle.restart_delay(container) is not None
+        )
+        if container.status().state == "lost" or cut_off:
             tear_down(host, container)
-            if container.record.wanted == "running" and container.record.restart["policy"] != "no":
-                lifecycle.start(host, container)
-                return [{"what": what, "did": "started again"}]
-            container.record.wanted = "stopped"
-            container.save()
-            return [{"what": what, "did": "its monitor was gone; what it held is freed"}]
+            return [{"what": what, "did": _start_again(host, container)}]
     return []
+
+
+def _start_again(host: Host, container: Container) -> str:
+    """Bring back what is to run; one that fails doesn't keep others from coming back."""
+    if container.record.wanted != "running" or container.record.restart["policy"] == "no":
+        container.record.wanted = "stopped"
+        container.save()
+        return "its monitor was gone; what it held is freed"
+    try:
+        if comeback.chosen(container):
+            return comeback.come_back(host, container)
+        lifecycle.start(host, container)
+    except RuntimeFault as fault:
+        container.record.wanted = "running"
+        container.save()
+        return f"could not be started again: {fault}"
+    return "started again"
 
 
 def _without_record(host: Host) -> list[Did]:

@@ -158,8 +158,12 @@ class Guest:
                 os.kill(pid, signal.SIGKILL)
         self._off()
 
-    def _off(self) -> None:
-        deadline = time.monotonic() + 30
+    def wait_off(self, seconds: float = 240) -> None:
+        """Until it has switched itself off: QEMU ends when a guest restarts, too. Raises GuestError."""
+        self._off(seconds)
+
+    def _off(self, seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
         while self.pid() is not None:
             if time.monotonic() > deadline:
                 raise GuestError(f"QEMU of guest {self.name} doesn't end")

@@ -11,6 +11,8 @@ pytestmark = pytest.mark.timeout(1200)
 
 INIT = "systemd"
 
+_COUNTER = "i=0; while :; do i=$((i+1)); echo $i; sleep 0.1; done"
+
 
 def _reboot(guest: Guest) -> None:
     """As a failing power supply does it, with what was on disk before."""
@@ -40,6 +42,35 @@ def test_the_boot_unit_brings_back_what_is_to_run(a: Guest) -> None:
     a.run("systemctl stop ckpt-recover.service")
     assert states(a)["always"] == "running"
     a.run("systemctl disable ckpt-recover.service")
+
+
+def test_an_orderly_reboot_brings_back_what_is_to_run(a: Guest) -> None:
+    """systemd ends containers before it ends the machine: that isn't their own end."""
+    a.run("systemctl enable ckpt-recover.service")
+    a.run(f"ckpt run -d --name always --restart always --network none {ROOTFS} -- sleep 1000")
+    a.run("systemctl reboot", check=False)
+    a.wait_off()
+    a.start()
+    a.wait()
+    a.run("systemctl is-system-running --wait || true")
+    assert states(a) == {"always": "running"}
+    a.run("systemctl disable ckpt-recover.service")
+
+
+def test_who_chose_so_goes_on_where_the_newest_checkpoint_has_it(a: Guest) -> None:
+    flags = "--restart always --label org.ckpt.recover=checkpoint --network none"
+    a.run(f"ckpt run -d --name n {flags} {ROOTFS} -- sh -c '{_COUNTER}'")
+    while int(a.text("ckpt logs -n 1 n") or 0) < 10:
+        pass
+    a.run("ckpt dump n --leave-running --as kept")
+    a.cut_power()
+    a.start()
+    a.wait()
+    assert "restored from checkpoint kept" in a.text("ckpt recover")
+    assert states(a) == {"n": "running"}
+    lines = a.text("ckpt logs n").split()
+    assert int(lines[-1]) > 10
+    assert lines.count("1") <= 1, "it began anew"
 
 
 def test_checkpoints_from_before_the_power_cut_are_whole(a: Guest) -> None:
