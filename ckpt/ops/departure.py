@@ -37,6 +37,7 @@ from runtime import launch
 from runtime.container.record import Container
 from runtime.control import Control
 from runtime.criu import affinity, aftermath
+from runtime.criu.door import Door
 from runtime.criu.dump import Dumper, Lazy
 from runtime.criu.failures import CriuFault
 from runtime.criu.page_server import PageServer
@@ -77,6 +78,7 @@ class Departure:
         self._carrier: Carrier | None = None
         self._veils = contextlib.ExitStack()
         self._init_pid = 0
+        self._door: Door | None = None
         base = container.record.id_base
         shift = (base, container.record.id_size) if base else None
         self.upper = Synchroniser(str(container.paths.upper), id_shift=shift)
@@ -118,6 +120,9 @@ class Departure:
         externals = launch.external_points(self.container)
         self.quiesced["externals"] = [list(pair) for pair in externals]
         self._init_pid = status.init_pid
+        if self.network.own_namespace:
+            target = f"container {self.container.record.name}"
+            self._door = Door(status.init_pid, target, outside=self.network.has_link)
         pids = self.host.cgroup(self.container).pids()
         work = self.container.paths.run / "criu"
         work.mkdir(mode=0o700, exist_ok=True)
@@ -260,6 +265,8 @@ class Departure:
     ) -> None:
         dumper = self._dumper
         assert dumper is not None
+        if self._door is not None:
+            self._door.close()
         dumper.freeze()
         self.times["frozen"] = dumper.frozen_ns
         while not sink.begun.wait(0.05):
@@ -339,8 +346,15 @@ class Departure:
         assert self._dumper is not None and self._control is not None
         self._verdict = True
         self._dumper.finish_running()
+        self._open_door()
         self.times["resumed"] = time.time_ns()
         self._control.call("resume")
+
+    def _open_door(self) -> None:
+        if self._door is not None:
+            # It may be gone with its processes.
+            with contextlib.suppress(RuntimeFault, OSError):
+                self._door.open()
 
     def resume(self) -> None:
         """It stays: as if nothing had been."""
@@ -350,6 +364,7 @@ class Departure:
         self._verdict = True
         if self._capture is not None:
             self._dumper.resume()
+        self._open_door()
         self.times["resumed"] = time.time_ns()
         self._control.call("resume")
 
