@@ -125,14 +125,30 @@ def ssh_cat(source: Host, target: Host, mib: int) -> float:
 
 
 @contextlib.contextmanager
-def running(lab: Lab, host: Host, root: Path, mib: int, per_ms: int, folder: Path) -> Iterator[Ticks]:
+def running(
+    lab: Lab, host: Host, root: Path, mib: int, per_ms: int, folder: Path
+) -> Iterator[Ticks]:
     """A container with the workload, until the block ends; wherever it is by then."""
     volume = folder / f"ticks-{mib}"
     volume.mkdir()
     volume.chmod(0o777)
     v4, _ = lab.container_address()
-    host.ckpt("run", "-d", "--name", "load", "--network", f"l2=br0,ip={v4}", "-v", f"{volume}:/ticks",
-              str(root), "--", "/bin/load", str(mib), "/ticks/t", str(per_ms))
+    host.ckpt(
+        "run",
+        "-d",
+        "--name",
+        "load",
+        "--network",
+        f"l2=br0,ip={v4}",
+        "-v",
+        f"{volume}:/ticks",
+        str(root),
+        "--",
+        "/bin/load",
+        str(mib),
+        "/ticks/t",
+        str(per_ms),
+    )
     try:
         ticks = Ticks(volume / "t")
         ticks.wait_ready()
@@ -142,7 +158,9 @@ def running(lab: Lab, host: Host, root: Path, mib: int, per_ms: int, folder: Pat
             each.run(["ckpt", "rm", "-f", "load"], check=False)
 
 
-def measure(lab: Lab, root: Path, mib: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(
+    lab: Lab, root: Path, mib: int, options: argparse.Namespace, folder: Path
+) -> dict[str, Any]:
     """Rounds of one size."""
     rows: list[dict[str, float]] = []
     peak = Peak()
