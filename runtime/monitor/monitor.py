@@ -59,6 +59,8 @@ class Monitor:
         self.restoring: Restoring | None = None
         self.caretaker: Client | None = None
         """Frees what is left at the end, instead of our `ended` command."""
+        self.environment: dict[str, str] = dict(plan["environment"])
+        """Of the processes that we start for what is beyond us; a dump adds how it reaches other hosts."""
         self.quiesced: dict[str, Any] | None = None
         """A dump is under way; its reason becomes that of the end."""
 
@@ -219,8 +221,8 @@ class Monitor:
                     process.log = self.job_log(number)  # nobody listens any more: keep it
         client.close()
         if self.quiesced is not None and self.quiesced["client"] is client:
-            self._on_abandoned(self.quiesced["environment"])
             self.quiesced = None
+            self._on_abandoned()
         if client is self.starter:
             # A starter that is gone before its container is made leaves nothing half made behind.
             if self.status.state == "creating":
@@ -228,7 +230,7 @@ class Monitor:
             elif self.restoring is not None:
                 self.restoring.starter_gone()
 
-    def _on_abandoned(self, environment: dict[str, str]) -> None:
+    def _on_abandoned(self) -> None:
         """Whoever dumped is gone without a word. Its end makes CRIU give up; what else there is to undo or to finish
         (ckpt/ops/heal.py) is for a process that knows more than we do."""
         if os.fork() == 0:
@@ -236,7 +238,7 @@ class Monitor:
                 building.leave(self.outside)
                 execute.reset_signals()
                 argv = self.plan["abandoned"]
-                os.execve(argv[0], argv, {**self.plan["environment"], **environment})
+                os.execve(argv[0], argv, self.environment)
             finally:
                 os._exit(127)
 
@@ -369,5 +371,4 @@ def run(plan_path: str, starter_fd: int) -> None:
     if monitor.is_cared_for():
         return
     # What is left (network, cgroups, restart policy) needs more than we have loaded.
-    dumping = (monitor.quiesced or {}).get("environment", {})
-    os.execve(plan["ended"][0], plan["ended"], {**plan["environment"], **dumping})
+    os.execve(plan["ended"][0], plan["ended"], monitor.environment)

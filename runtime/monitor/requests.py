@@ -137,11 +137,8 @@ def quiesce(monitor: Monitor, client: Client, request: Request) -> None:
     if monitor.quiesced is not None:
         client.answer(error="another dump of this container is under way")
         return
-    monitor.quiesced = {
-        "reason": request["reason"],
-        "client": client,
-        "environment": request.get("environment", {}),
-    }
+    monitor.quiesced = {"reason": request["reason"], "client": client}
+    monitor.environment.update(request.get("environment", {}))
     own = monitor.plan["process"]
     client.answer(
         streams=[entry for p in monitor.processes.values() for entry in p.streams.describe()],
