@@ -1,19 +1,24 @@
-/* The container's pid 1, and the pty keeper of a job with a terminal.
+/* The container's pid 1, and what gives a process a terminal.
  *
  *   init [-t[ROWS,COLUMNS]] COMMAND [ARG...]
  *
- * Starts COMMAND in a session of its own, passes signals on to it, reaps every orphan, and ends when COMMAND ends,
- * with its status. It is a free-standing static binary without libc, so that it runs in any root file system, maps
- * one small file, and gives CRIU next to nothing to dump.
- *
- * As pid 1 it reports on descriptor 3 (a pipe to the monitor, outside) in records of two u32:
+ * As pid 1 it starts COMMAND in a session of its own, passes signals on to it, reaps every orphan, and ends when COMMAND
+ * ends, with its status. It is a free-standing static binary without libc, so that it runs in any root file system, maps
+ * one small file, and gives CRIU next to nothing to dump. It reports on descriptor 3 (a pipe to the monitor, outside)
+ * in records of two u32:
  *   {pid, STARTED}       COMMAND was executed            {0, errno}     COMMAND could not be executed
  *   {pid, wait status}   some child of ours ended: COMMAND or a job that the monitor had put into the pid namespace
  * A job is not its parent's child any more once the monitor's helper is gone, but pid 1's; so this is where its
  * exit status is to be had, wherever the container has moved to.
  *
  * -t: COMMAND gets a pty whose both ends live in the container, so that no terminal has an end outside (which CRIU
- * could not dump); we copy between its master and our own stdin and stdout, which are pipes to the monitor.
+ * could not dump). A keeper copies between its master and the pipes to the monitor, and ends when the kernel hangs the
+ * terminal up, at the latest when COMMAND, its session's leader, ends. The keeper is COMMAND's child, and nobody else
+ * has the master open. That is for CRIU: a shell that opened /dev/tty can be dumped only if the first end of the terminal
+ * that CRIU meets on its way from parents to children is the shell's own (tty_verify_ctty in its tty.c). COMMAND knows
+ * nothing of this child: one that was made without an exit signal is not seen by an ordinary wait (clone(2), __WCLONE).
+ *
+ * Other than as pid 1 (a job with a terminal) it makes the keeper and becomes COMMAND.
  */
 
 #define STATUS_FD 3
@@ -165,52 +170,100 @@ static int fill(int fd, struct half *half) /* 0: that end is closed */
 	return 1;
 }
 
-/* The loop's whole state: which child ends us, and which ends of the pty are open. */
-static void serve(int signals, int master, long child)
+/* The keeper's whole life: copies both ways until the terminal is hung up and what was written last is passed on. */
+static void keep(int master)
 {
-	char info[128];
-	int status, stdin_open = 1, done = -1;
+	int stdin_open = 1;
 
 	for (;;) {
-		struct pollfd fds[4] = {
-			{ signals, POLLIN, 0 },
+		struct pollfd fds[3] = {
 			{ master >= 0 && stdin_open && !in.to ? 0 : -1, POLLIN, 0 },
 			{ master, (short)((out.to ? 0 : POLLIN) | (in.to ? POLLOUT : 0)), 0 },
 			{ out.to ? 1 : -1, POLLOUT, 0 },
 		};
-		if (SYS(PPOLL, fds, 4, 0, 0) < 0) continue;
-		if (fds[1].revents && !fill(0, &in)) stdin_open = 0;
-		if (fds[2].revents & (POLLIN | POLLHUP | POLLERR) && !out.to && !fill(master, &out)) {
+		if (SYS(PPOLL, fds, 3, 0, 0) < 0) continue;
+		if (fds[0].revents && !fill(0, &in)) stdin_open = 0;
+		if (fds[1].revents & (POLLIN | POLLHUP | POLLERR) && !out.to && !fill(master, &out)) {
 			SYS(CLOSE, master, 0, 0, 0);
-			master = -1; /* every slave is closed */
+			master = -1;
 		}
 		if (in.to && master >= 0) drain(master, &in);
 		if (out.to) drain(1, &out);
-		if (fds[0].revents && SYS(READ, signals, info, sizeof info, 0) == sizeof info) {
-			u32 number = *(u32 *)info;
-			if (number != SIGCHLD) SYS(KILL, child, number, 0, 0);
-			for (;;) {
-				long pid = SYS(WAIT4, -1, &status, WNOHANG, 0);
-				if (pid <= 0) break;
-				report((u32)pid, (u32)status);
-				if (pid == child) done = exit_code(status);
-			}
-		}
-		if (done >= 0) { /* what the command wrote last is still in the pty */
-			while (master >= 0 && !out.to && fill(master, &out) && out.to) drain(1, &out);
-			die(done);
-		}
+		if (master < 0 && !out.to) die(0);
 	}
+}
+
+/* Pid 1's loop: ends with COMMAND, but not before its terminal's keeper. */
+static void serve(int signals, long child, long keeper)
+{
+	char info[128];
+	int status, done = -1;
+
+	for (;;) {
+		struct pollfd fd = { signals, POLLIN, 0 };
+		if (SYS(PPOLL, &fd, 1, 0, 0) < 0) continue;
+		if (SYS(READ, signals, info, sizeof info, 0) != sizeof info) continue;
+		u32 number = *(u32 *)info;
+		if (number != SIGCHLD) SYS(KILL, child, number, 0, 0);
+		for (;;) {
+			long pid = SYS(WAIT4, -1, &status, WNOHANG, 0);
+			if (pid <= 0) break;
+			report((u32)pid, (u32)status);
+			if (pid == child) done = exit_code(status);
+			if (pid == keeper) keeper = 0;
+		}
+		/* The keeper is ours to reap since COMMAND's end, unless COMMAND has done so. */
+		if (done >= 0 && (!keeper || SYS(KILL, keeper, 0, 0, 0) < 0)) die(done);
+	}
+}
+
+static long start_keeper(int master)
+{
+	long keeper = SYS(CLONE, 0, 0, 0, 0);
+	if (keeper < 0) die(126);
+	if (keeper == 0) {
+		SYS(SETSID, 0, 0, 0, 0);
+		/* what is left open could keep the terminal or the monitor's pipes from their end */
+		for (int fd = 2; fd < 16; fd++)
+			if (fd != master) SYS(CLOSE, fd, 0, 0, 0);
+		keep(master);
+	}
+	SYS(CLOSE, master, 0, 0, 0);
+	return keeper;
+}
+
+static void take_terminal(int slave)
+{
+	SYS(IOCTL, slave, TIOCSCTTY, 0, 0);
+	SYS(DUP3, slave, 0, 0, 0);
+	SYS(DUP3, slave, 1, 0, 0);
+	SYS(DUP3, slave, 2, 0, 0);
+}
+
+/* A job that has a terminal. */
+static void become_job(char **argv, char **envp, int master, int slave)
+{
+	ulong_t none = 0;
+	long error;
+
+	start_keeper(master);
+	take_terminal(slave);
+	SYS(RT_SIGPROCMASK, SIG_SETMASK, &none, 0, 8);
+	error = execute(argv, envp);
+	say("ckpt: cannot execute ");
+	say(argv[0]);
+	say(error == -ENOENT || error == -ENOTDIR ? ": not found\n" : ": not executable\n");
+	die(error == -ENOENT || error == -ENOTDIR ? 127 : 126);
 }
 
 __attribute__((used)) void entry(long *stack)
 {
 	long argc = stack[0];
 	char **argv = (char **)(stack + 1), **envp = argv + argc + 1;
+	const char *size = "";
 	ulong_t all = ~0ul, none = 0;
 	int terminal = 0, master = -1, slave = -1, started[2], signals;
-	const char *size = "";
-	long child, error = 0;
+	long child, keeper = 0, error = 0;
 
 	argv++;
 	argc--;
@@ -219,8 +272,9 @@ __attribute__((used)) void entry(long *stack)
 	is_init = SYS(GETPID, 0, 0, 0, 0) == 1;
 
 	SYS(RT_SIGPROCMASK, SIG_SETMASK, &all, 0, 8);
-	signals = (int)SYS(SIGNALFD4, -1, &all, 8, O_CLOEXEC | O_NONBLOCK);
 	if (terminal) { master = open_pty(&slave); set_size(master, size); }
+	if (!is_init) become_job(argv, envp, master, slave);
+	signals = (int)SYS(SIGNALFD4, -1, &all, 8, O_CLOEXEC | O_NONBLOCK);
 	if (SYS(PIPE2, started, O_CLOEXEC, 0, 0) < 0) die(126);
 
 	child = SYS(CLONE, SIGCHLD, 0, 0, 0);
@@ -228,28 +282,24 @@ __attribute__((used)) void entry(long *stack)
 	if (child == 0) {
 		SYS(SETSID, 0, 0, 0, 0);
 		if (terminal) {
-			SYS(IOCTL, slave, TIOCSCTTY, 0, 0);
-			SYS(DUP3, slave, 0, 0, 0);
-			SYS(DUP3, slave, 1, 0, 0);
-			SYS(DUP3, slave, 2, 0, 0);
+			keeper = start_keeper(master);
+			SYS(WRITE, started[1], &keeper, sizeof keeper, 0);
+			take_terminal(slave);
 		}
-		if (is_init) SYS(CLOSE, STATUS_FD, 0, 0, 0);
+		SYS(CLOSE, STATUS_FD, 0, 0, 0);
 		SYS(RT_SIGPROCMASK, SIG_SETMASK, &none, 0, 8);
 		error = execute(argv, envp);
 		SYS(WRITE, started[1], &error, sizeof error, 0);
 		die(error == -ENOENT || error == -ENOTDIR ? 127 : 126);
 	}
-	if (slave >= 0) SYS(CLOSE, slave, 0, 0, 0);
 	SYS(CLOSE, started[1], 0, 0, 0);
-	if (SYS(READ, started[0], &error, sizeof error, 0) == sizeof error) {
-		report(0, (u32)-error);
-		if (!is_init) { /* nobody else can say it: a job's keeper has been executed */
-			say("ckpt: cannot execute ");
-			say(argv[0]);
-			say(error == -ENOENT || error == -ENOTDIR ? ": not found\n" : ": not executable\n");
-		}
+	if (terminal) {
+		SYS(CLOSE, master, 0, 0, 0);
+		SYS(CLOSE, slave, 0, 0, 0);
+		SYS(READ, started[0], &keeper, sizeof keeper, 0);
 	}
+	if (SYS(READ, started[0], &error, sizeof error, 0) == sizeof error) report(0, (u32)-error);
 	else report((u32)child, STARTED);
 	SYS(CLOSE, started[0], 0, 0, 0);
-	serve(signals, master, child);
+	serve(signals, child, keeper);
 }

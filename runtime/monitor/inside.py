@@ -40,44 +40,48 @@ def _send_as_member(inner: int, number: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(sender, 0)[1])
 
 
-def outer_pid(init_pid: int, inner: int) -> int:
-    """The pid, here, of the process that is INNER in the container of INIT_PID. Raises ProcessLookupError."""
-    ours = os.stat(f"/proc/{init_pid}/ns/pid").st_ino
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            if _inner_pid(name) == inner and os.stat(f"/proc/{name}/ns/pid").st_ino == ours:
-                return int(name)
-        except OSError:
-            continue  # it ended while we looked
-    raise ProcessLookupError(3, "no such process", str(inner))
+def resize(init_pid: int, stdout: int, rows: int, columns: int) -> None:
+    """Set the size of the terminal whose output comes to us on STDOUT.
 
-
-def _inner_pid(pid: str) -> int:
-    with open(f"/proc/{pid}/status") as file:
-        for line in file:
-            if line.startswith("NSpid:"):
-                return int(line.split()[-1])
-    return 0
-
-
-def resize(keeper: int, rows: int, columns: int) -> None:
-    """Set the size of a terminal both of whose ends are inside: KEEPER (a pid here) holds its master."""
+    Both of its ends are inside: we borrow the master from its keeper (init.c), who writes to that pipe.
+    """
     import fcntl
     import struct
     import termios
 
+    pipe = os.readlink(f"/proc/self/fd/{stdout}")
     size = struct.pack("4H", rows, columns, 0, 0)
-    pidfd = os.pidfd_open(keeper)
+    for keeper in _descendants(init_pid):
+        if _target(keeper, "1") != pipe:
+            continue
+        pidfd = os.pidfd_open(keeper)
+        try:
+            for name in os.listdir(f"/proc/{keeper}/fd"):
+                if _target(keeper, name).endswith("/ptmx"):
+                    master = syscalls.pidfd_getfd(pidfd, int(name))
+                    try:
+                        fcntl.ioctl(master, termios.TIOCSWINSZ, size)
+                    finally:
+                        os.close(master)
+                    return
+        finally:
+            os.close(pidfd)
+
+
+def _descendants(pid: int) -> list[int]:
+    found = [pid]
+    for one in found:  # which grows meanwhile
+        try:
+            for thread in os.listdir(f"/proc/{one}/task"):
+                with open(f"/proc/{one}/task/{thread}/children") as file:
+                    found += [int(word) for word in file.read().split()]
+        except OSError:
+            continue  # it ended while we looked
+    return found
+
+
+def _target(pid: int, fd: str) -> str:
     try:
-        for name in os.listdir(f"/proc/{keeper}/fd"):
-            if os.readlink(f"/proc/{keeper}/fd/{name}").endswith("/ptmx"):
-                master = syscalls.pidfd_getfd(pidfd, int(name))
-                try:
-                    fcntl.ioctl(master, termios.TIOCSWINSZ, size)
-                finally:
-                    os.close(master)
-                return
-    finally:
-        os.close(pidfd)
+        return os.readlink(f"/proc/{pid}/fd/{fd}")
+    except OSError:
+        return ""  # it ended while we looked

@@ -200,6 +200,8 @@ class Monitor:
         if not process.read(role):
             self.loop.forget(fd)
             process.streams.close(role)
+            if process.ended is not None:
+                self._finish_job(self.number_of(process), process.ended)
 
     # ---- events
 
@@ -272,9 +274,15 @@ class Monitor:
 
     def _on_job_end(self, pid: int, status: int) -> None:
         process = self.processes[pid]
+        process.ended = decode(status)
+        # The keeper of its terminal passes on what it wrote last, and then ends, since the terminal is hung up.
+        if not (process.terminal and "stdout" in process.streams.ours):
+            self._finish_job(pid, process.ended)
+
+    def _finish_job(self, pid: int, ended: dict[str, Any]) -> None:
+        process = self.processes[pid]
         for fd in process.streams.ours.values():
             self.loop.forget(fd)
-        ended = decode(status)
         process.end(ended)
         del self.processes[pid]
         self.status.jobs.setdefault(str(pid), {}).update(ended, ended_ns=time.time_ns())
@@ -307,9 +315,10 @@ class Monitor:
             for fd in process.streams.ours.values():
                 self.loop.forget(fd)
             if number:
-                self.status.jobs.setdefault(str(number), {}).update(killed, ended_ns=time.time_ns())
-                process.end(killed)
-                self._tell_waiters(number, killed)
+                its = process.ended or killed
+                self.status.jobs.setdefault(str(number), {}).update(its, ended_ns=time.time_ns())
+                process.end(its)
+                self._tell_waiters(number, its)
         reason = self.status.values["reason"]
         if self.quiesced is not None and ended["signal"] == signal.SIGKILL:
             reason = self.quiesced["reason"]

@@ -28,6 +28,8 @@ class Process:
         self.terminal = terminal
         self.info = info
         self.status: dict[str, Any] | None = None
+        self.ended: dict[str, Any] | None = None
+        """It is gone, but its terminal's keeper has not passed on everything yet."""
         self.clients: list[Client] = []
         self._input: list[bytes] = []
         self._input_ended = False

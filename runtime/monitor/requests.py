@@ -27,7 +27,7 @@ def handle(monitor: Monitor, client: Client, packet: bytes) -> None:
         process = monitor.processes.get(client.attached) if client.attached is not None else None
         if process is not None:
             # A signal for what has just ended, a terminal that is gone: as on any terminal.
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError, KeyError):
                 _stream(monitor, process, packet[:1], packet[1:])
         return
     try:
@@ -49,9 +49,7 @@ def _stream(monitor: Monitor, process: Process, kind: bytes, data: bytes) -> Non
         _signal(monitor, monitor.number_of(process), int(data))
     elif kind == b"w":
         rows, columns = (int(part) for part in data.split(b","))
-        number = monitor.number_of(process)
-        keeper = inside.outer_pid(monitor.init_pid, number) if number else monitor.init_pid
-        inside.resize(keeper, rows, columns)
+        inside.resize(monitor.init_pid, process.streams.ours["stdout"], rows, columns)
 
 
 def _signal(monitor: Monitor, job: int, number: int) -> None:

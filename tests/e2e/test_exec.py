@@ -211,3 +211,22 @@ def test_one_can_walk_away_from_a_terminal(box: Box) -> None:
         person.type("echo again; exit 5\n")
         person.sees("again\r\n")
         assert person.ends() == 5
+
+
+@needs.criu
+def test_shells_at_their_terminals_are_dumped_and_restored_again_and_again(box: Box) -> None:
+    """Busybox's shell opens /dev/tty, which CRIU takes only from who holds the terminal's first end."""
+    box.up("c", "-t", "-i", args=("sh",))
+    number = box("exec", "-d", "-t", "c", "sh", "-c", "exec 3<>/dev/tty; sleep 1000").strip()
+    for turn in range(3):
+        box("dump", "c", "--as", f"turn-{turn}")
+        box("rm", "c")
+        box("restore", f"turn-{turn}")
+    assert "running" in box("jobs", "c")
+    with at_terminal(box, "attach", "c", rows=21, columns=61) as person:
+        person.type("\n")
+        person.sees("\x1b[6n")
+        person.type("stty size; exit 7\n")
+        assert person.ends() == 7
+        assert "21 61" in person.seen
+    assert box("wait", "--job", number, "c") == "137\n"
