@@ -15,11 +15,13 @@ from typing import Any
 from runtime import cgroups, syscalls
 from runtime.container.record import Container
 from runtime.network.config import NetworkConfig
+from runtime.security import compiled, rlimits
 from runtime.security import paths as secured
-from runtime.security import rlimits, seccomp
 from runtime.security.capabilities import Capabilities
 from runtime.spec import Mount, Process, Spec, resolve
 
+SAME = "same"
+"""Instead of a job's filter program; see runtime/monitor/jobs.py."""
 NULL = "null"
 """Key of the external mount that masks files."""
 
@@ -71,7 +73,7 @@ def build(
         "hooks": {kind: list(entries) for kind, entries in spec.hooks.items()},
         "hook_state": oci_state(container, "creating", 0),
         "stdin": record.stdin,
-        "process": process_plan(spec.process, spec),
+        "process": {**process_plan(spec.process), **_filter(container, spec)},
         "oom_files": _oom_files(cgroup),
         "oom_before": cgroup.oom_kills(),
         "ended": ended,
@@ -113,8 +115,8 @@ def oci_state(container: Container, status: str, pid: int) -> dict[str, Any]:
     }
 
 
-def process_plan(process: Process, spec: Spec) -> dict[str, Any]:
-    """What stage/execute.py needs to become the process."""
+def process_plan(process: Process) -> dict[str, Any]:
+    """What stage/execute.py needs to become the process, but the filter."""
     capabilities = Capabilities.from_spec(process.capabilities)
     limits, _ = rlimits.applicable(rlimits.from_spec(process.rlimits), clamp=False)
     env = dict(entry.split("=", 1) for entry in process.env)
@@ -130,20 +132,16 @@ def process_plan(process: Process, spec: Spec) -> dict[str, Any]:
         "console_size": process.console_size,
         "capabilities": capabilities.plan(),
         "no_new_privileges": process.no_new_privileges,
-        **_seccomp(spec),
         "rlimits": [limit.plan() for limit in limits],
         "oom_score_adj": process.oom_score_adj,
     }
 
 
-def _seccomp(spec: Spec) -> dict[str, Any]:
+def _filter(container: Container, spec: Spec) -> dict[str, Any]:
     if not spec.seccomp:
         return {"seccomp": None, "seccomp_flags": 0}
-    compiled = seccomp.compile_profile(spec.seccomp)
-    return {
-        "seccomp": base64.b64encode(compiled.program).decode(),
-        "seccomp_flags": compiled.flags,
-    }
+    program, flags = compiled.program(spec.seccomp, container.host.root / "filters")
+    return {"seccomp": base64.b64encode(program).decode(), "seccomp_flags": flags}
 
 
 def job_process(
@@ -156,7 +154,10 @@ def job_process(
     terminal: bool,
     console_size: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """The plan of a job: as the container's own process, but for what is asked for differently."""
+    """The plan of a job: as the container's own process, but for what is asked for differently.
+
+    Its filter is the container's, which the monitor has (SAME).
+    """
     spec = Spec(container.record.spec)
     process = dict(container.record.spec["process"])
     own = spec.process
@@ -182,7 +183,7 @@ def job_process(
     if terminal and console_size:
         process["consoleSize"] = {"height": console_size[0], "width": console_size[1]}
     process.pop("oomScoreAdj", None)
-    return process_plan(Process.from_dict(process), spec)
+    return {**process_plan(Process.from_dict(process)), "seccomp": SAME}
 
 
 def external_points(container: Container) -> list[tuple[str, str]]:
