@@ -42,7 +42,7 @@ from runtime.criu.dump import Dumper, Lazy
 from runtime.criu.failures import CriuFault
 from runtime.criu.page_server import PageServer
 from runtime.criu.watches import watched_paths
-from runtime.errors import RuntimeFault, SystemFault
+from runtime.errors import Conflict, RuntimeFault, SystemFault
 from runtime.network.config import NetworkConfig
 from runtime.tree import below, shared_writable
 from runtime.tree.sync import Synchroniser
@@ -259,6 +259,19 @@ class Departure:
             if sink.fault is not None:
                 raise sink.fault from fault
             raise
+        except (Conflict, ImageFault) as fault:
+            # A CRIU that gives up lets the tasks run: files change, and images end early. Its own reason counts.
+            if sink.fault is None and (isinstance(fault, Conflict) or fault in faults):
+                self._dumper_ended(5.0)
+            raise
+
+    def _dumper_ended(self, wait: float) -> None:
+        """Raises CriuFault if CRIU ends within WAIT seconds."""
+        assert self._dumper is not None
+        until = time.monotonic() + wait
+        while time.monotonic() < until:
+            self._dumper.require_alive()
+            time.sleep(0.02)
 
     def _dump_frozen(
         self, target: Target, sink: _Held, capture: Capture, checked: Callable[[], None]
