@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import ipaddress
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from images.image_file import Entry, build_image, parse_image
+from images.image_file import Entry
 
-NAME = "files.img"
 _TCP, _CLOSE = 6, 7  # IPPROTO_TCP, TCP_CLOSE
 _MAPPED = bytes(10) + b"\xff\xff"  # ::ffff:0:0/96
 
@@ -28,15 +27,16 @@ class Changes:
     moved: int = 0
 
 
-def readdress(data: bytes, addresses: Mapping[str, str]) -> tuple[bytes, Changes]:
-    """A `files.img` with ADDRESSES (old to new, plain) put through. Raises Corrupt."""
-    entries = parse_image(data, NAME, "FILES")
+def readdress(entries: Iterable[Entry], addresses: Mapping[str, str]) -> Changes:
+    """Put ADDRESSES (old to new, plain; none is fine) through the entries of a `files.img`, in place."""
     packed = {_pack(old): _pack(new) for old, new in addresses.items()}
     changes = Changes()
+    if not packed:
+        return changes
     for entry in entries:
         if "isk" in entry:
             _socket(entry["isk"], packed, changes)
-    return build_image("FILES", entries), changes
+    return changes
 
 
 def _socket(sock: Entry, packed: Mapping[bytes, bytes], changes: Changes) -> None:

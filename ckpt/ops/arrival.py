@@ -29,6 +29,7 @@ from ckpt.ops.late import MAX_SIZE as MAX_LATE
 from ckpt.ops.late import NAME as LATE
 from ckpt.ops.late import Late
 from images.criu_stream import Serve
+from images.image_file import build_image, parse_image
 from images.manifest import Manifest
 from images.moving import Mover
 from images.parts import Part, Sink
@@ -38,7 +39,7 @@ from images.sources import Source
 from runtime.container import idrange
 from runtime.container.record import Container, Record, check_free, check_name, new_id
 from runtime.control import Control
-from runtime.criu import affinity
+from runtime.criu import affinity, queues
 from runtime.criu.failures import CriuFault
 from runtime.criu.restore import Restorer
 from runtime.errors import BadInput, NotFound, Unsupported, WrongState
@@ -211,9 +212,22 @@ class Arrival:
         before, after = self.manifest.rootfs.id_base or 0, self.container.record.id_base
         if before != after:
             rewriter.move_ids(before, after)
-        if self._moved:
-            rewriter.add(r"files\.img", lambda data: readdress(data, self._moved)[0])
+        if self._moved or self._queues:
+            rewriter.add(r"files\.img", self._rewrite_files)
         return rewriter
+
+    def _rewrite_files(self, data: bytes) -> bytes:
+        entries = parse_image(data, "files.img", "FILES")
+        readdress(entries, self._moved)
+        if self._queues:
+            queues.rewrite(entries, self._queues)
+        return build_image("FILES", entries)
+
+    @property
+    def _queues(self) -> dict[str, Any]:
+        """The message queues that the dump found; empty if none."""
+        found: dict[str, Any] = self.manifest.container["quiesced"].get("queues") or {}
+        return found
 
     # ---- CRIU
 
@@ -260,8 +274,11 @@ class Arrival:
             with _lazily(landing is not None and bool(container.record.id_base)):
                 self.restorer.started(self.around.control)
                 on_started()
-                if own_network:
-                    self.around.plug(self.restorer.namespaces(RESTORE_LIMIT, checked))
+                if own_network or self._queues:
+                    pid = self.restorer.namespaces(RESTORE_LIMIT, checked)
+                    if own_network:
+                        self.around.plug(pid)
+                    self._make_queues(pid)
                     self.restorer.plugged()
                 self.restorer.prepared(RESTORE_LIMIT, checked)
         except CriuFault as fault:
@@ -272,6 +289,12 @@ class Arrival:
             landing.check_restored()
         self._carry_on()
         self.times["prepared"] = time.time_ns()
+
+    def _make_queues(self, pid: int) -> None:
+        if self._queues:
+            place = str(self.container.paths.run / "m" / queues.KEY)
+            made = self.late.queues if self.late else []
+            queues.restore(pid, place, made, self.container.record.id_base)
 
     def _carry_on(self) -> None:
         """What CRIU doesn't restore; nothing has run yet."""

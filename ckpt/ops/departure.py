@@ -18,6 +18,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -36,7 +37,7 @@ from images.pour import pour_bytes, pour_pipe
 from runtime import launch
 from runtime.container.record import Container
 from runtime.control import Control
-from runtime.criu import affinity, aftermath
+from runtime.criu import affinity, aftermath, queues
 from runtime.criu.door import Door
 from runtime.criu.dump import Dumper, Lazy
 from runtime.criu.failures import CriuFault
@@ -79,6 +80,7 @@ class Departure:
         self._veils = contextlib.ExitStack()
         self._init_pid = 0
         self._door: Door | None = None
+        self._queues: queues.Found | None = None
         base = container.record.id_base
         shift = (base, container.record.id_size) if base else None
         self.upper = Synchroniser(str(container.paths.upper), id_shift=shift)
@@ -124,6 +126,11 @@ class Departure:
             target = f"container {self.container.record.name}"
             self._door = Door(status.init_pid, target, outside=self.network.has_link)
         pids = self.host.cgroup(self.container).pids()
+        self._queues = queues.find(status.init_pid, pids)
+        if self._queues is not None:
+            self.quiesced["queues"] = asdict(self._queues)
+            externals.append((self._queues.point, queues.KEY))
+            self.quiesced["externals"].append([self._queues.point, queues.KEY])
         work = self.container.paths.run / "criu"
         work.mkdir(mode=0o700, exist_ok=True)
         self._dumper = Dumper(
@@ -131,6 +138,7 @@ class Departure:
             pid=status.init_pid,
             work=work,
             externals=externals,
+            files=self._queues.files if self._queues else (),
             watched=watched_paths(status.init_pid, pids),
             own_network=self.network.kind != "host",
             leave_running=self._leave_running,
@@ -191,6 +199,9 @@ class Departure:
         assert self._control is not None
         pids = self.host.cgroup(self.container).pids()
         late = Late(affinity=affinity.read(self._init_pid, pids))
+        if self._queues is not None:
+            base = self.container.record.id_base
+            late.queues = queues.save(self._init_pid, self._queues, base)
         late.settle(self._control)
         self.sync_logs(target, frozen=True)
         with Mover(doing="copying", target=LATE) as mover:

@@ -15,6 +15,7 @@ from typing import Any
 
 from runtime.control import Control
 from runtime.criu.affinity import Affinity
+from runtime.criu.queues import Queue
 from runtime.errors import BadInput
 
 NAME = "late.json"
@@ -30,6 +31,7 @@ class Late:
     alive: list[int] = field(default_factory=list)
     input: dict[int, bytes] = field(default_factory=dict)
     affinity: Affinity = field(default_factory=dict)
+    queues: list[Queue] = field(default_factory=list)
 
     def to_bytes(self) -> bytes:
         return json.dumps(
@@ -38,6 +40,7 @@ class Late:
                 "alive": self.alive,
                 "input": {k: base64.b64encode(data).decode() for k, data in self.input.items()},
                 "affinity": self.affinity,
+                "queues": [queue.to_dict() for queue in self.queues],
             }
         ).encode()
 
@@ -54,6 +57,7 @@ class Late:
                     for k, text in raw["input"].items()
                 },
                 affinity={int(k): [int(c) for c in cpus] for k, cpus in raw["affinity"].items()},
+                queues=[Queue.from_dict(queue) for queue in raw["queues"]],
             )
         except (ValueError, KeyError, TypeError, AttributeError, binascii.Error) as error:
             raise BadInput(

@@ -4,6 +4,7 @@ A failed dump leaves the container running, but it stood still for nothing, and 
 What is looked at here are the well-known reasons, all from /proc and sock_diag(7):
 
 - descriptors of kinds that CRIU doesn't know: io_uring, perf events, KVM, BPF; block and most character devices;
+- pipes of packets and eventfd semaphores;
 - files and terminals that were opened outside the container, or bound into it from a host's terminal;
 - connected Unix sockets whose other end no process of the container holds;
 - tracers: a process has only one, and CRIU would have to be it.
@@ -13,6 +14,7 @@ Nothing is stopped meanwhile, so what is found is a photograph: CRIU has the las
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import stat
@@ -53,6 +55,7 @@ class Obstacle:
 class _Mount:
     root: str
     kind: str
+    device: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +71,13 @@ def obstacles(pids: Iterable[int]) -> list[Obstacle]:
     alive = list(pids)
     found: list[Obstacle] = []
     everything: list[_Descriptor] = []
+    mounts: dict[str, _Mount] = {}
+    for pid in alive:
+        # Of all: a process that changed its root is told only of the mounts below it.
+        with contextlib.suppress(OSError):
+            mounts |= _mounts(pid)
     for pid in alive:
         try:
-            mounts = _mounts(pid)
             mine = list(_descriptors(pid))
             found += _traced(pid)
         except OSError:
@@ -113,7 +120,9 @@ def _mounts(pid: int) -> dict[str, _Mount]:
     for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
         left, _, right = line.partition(" - ")
         fields = left.split()
-        found[fields[0]] = _Mount(root=fields[3], kind=right.split()[0])
+        major, minor = map(int, fields[2].split(":"))
+        device = os.makedev(major, minor)
+        found[fields[0]] = _Mount(root=fields[3], kind=right.split()[0], device=device)
     return found
 
 
@@ -122,8 +131,11 @@ def _descriptor(one: _Descriptor, mounts: Mapping[str, _Mount]) -> list[Obstacle
         if one.target.startswith(start):
             why = f"descriptor {one.fd} is {name}, which CRIU cannot dump"
             return [Obstacle(_title(one.pid), why, hint)]
+    if one.target.startswith(("pipe:", "anon_inode:[eventfd]")):
+        return _lossy(one)
     if not one.target.startswith("/") or one.target.startswith("/memfd:"):
         return []
+    queues = {mount.device for mount in mounts.values() if mount.kind == "mqueue"}
     try:
         info = os.stat(f"/proc/{one.pid}/fd/{one.fd}")
         mount = mounts.get(_mount_id(one))
@@ -139,6 +151,8 @@ def _descriptor(one: _Descriptor, mounts: Mapping[str, _Mount]) -> list[Obstacle
                 )
             ]
         return []
+    if mount is None and info.st_dev in queues:
+        return []  # a POSIX message queue, on a mount of the kernel's own: queues.py carries it
     if mount is None:
         return [
             Obstacle(
@@ -151,6 +165,21 @@ def _descriptor(one: _Descriptor, mounts: Mapping[str, _Mount]) -> list[Obstacle
         why = f"descriptor {one.fd} is the device {one.target}, which CRIU cannot dump"
         return [Obstacle(_title(one.pid), why)]
     return []
+
+
+def _lossy(one: _Descriptor) -> list[Obstacle]:
+    """What CRIU refuses, or would bring back as something else."""
+    try:
+        text = Path(f"/proc/{one.pid}/fdinfo/{one.fd}").read_text()
+    except OSError:
+        return []
+    fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    why = ""
+    if one.target.startswith("pipe:") and int(fields.get("flags", "0"), 8) & os.O_DIRECT:
+        why = "a pipe of packets (O_DIRECT), which CRIU cannot dump"
+    if int(fields.get("eventfd-semaphore", "0")):
+        why = "an eventfd that counts as a semaphore (EFD_SEMAPHORE), which CRIU would forget"
+    return [Obstacle(_title(one.pid), f"descriptor {one.fd} is {why}")] if why else []
 
 
 def _mount_id(one: _Descriptor) -> str:

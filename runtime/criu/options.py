@@ -35,6 +35,7 @@ def dump_argv(
     images: str,
     log: str,
     externals: Iterable[tuple[str, str]],
+    files: Iterable[str] = (),
     watched: Iterable[str] = (),
     own_network: bool,
     leave_running: bool,
@@ -42,8 +43,8 @@ def dump_argv(
 ) -> list[str]:
     """`criu dump` of the tree of PID. IMAGES: the socket's directory (85 characters at most); LOG is relative to it.
 
-    EXTERNALS: pairs of mount point in the container and key. WATCHED: where its inotify watches are.
-    TIMEOUT: seconds for the freezing.
+    EXTERNALS: pairs of mount point in the container and key. FILES: keys of outside files. WATCHED: where its inotify
+    watches are. TIMEOUT: seconds for the freezing.
     """
     argv = [criu, "dump", *_COMMON, "-t", str(pid), "-D", images, "-o", log]
     argv += ["--network-lock", "nftables" if own_network else "skip", "--timeout", str(timeout)]
@@ -53,6 +54,8 @@ def dump_argv(
         argv.append("--leave-running")
     for point, key in externals:
         argv += ["--external", f"mnt[{point}]:{key}"]
+    for key in files:
+        argv += ["--external", key]
     for path in watched:
         argv += ["--irmap-scan-path", path]
     return argv

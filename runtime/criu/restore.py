@@ -64,7 +64,7 @@ class Restorer:
             argv.append("--lazy-pages")
         return {
             "argv": [*argv, "--action-script", str(SCRIPT)],
-            "hooks": HOOKS if self._own_network else HOOKS[1:],
+            "hooks": HOOKS if self._own_network or quiesced.get("queues") else HOOKS[1:],
             "env": {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
             "output": str(self._work / "criu.out"),
             "pidfile": str(self._work / "pid"),

@@ -48,7 +48,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reports]:
         same_limits = [cgroup_limits(a) == limits]
         migrated = []
         for source, target in ((a, b), (b, a)):
-            source.ckpt("migrate", container.NAME, f"root@{target.name}")
+            source.ckpt("migrate", "--mode", "cold", container.NAME, f"root@{target.name}")
             migrated.append(container.check(target))
             same_limits.append(cgroup_limits(target) == limits)
         wrong = "" if all(same_limits) else f"{limits} at first; then the same: {same_limits}"

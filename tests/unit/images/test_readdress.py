@@ -7,6 +7,8 @@ import struct
 
 import pytest
 
+from images.image_file import build_image, parse_image
+from images.readdress import readdress
 from tests import needs
 
 pytestmark = needs.pycriu
@@ -34,12 +36,12 @@ def sock(
 
 
 def moved(before: dict[str, object]) -> dict[str, object]:
-    from images.image_file import build_image, parse_image
-    from images.readdress import readdress
-
+    # Through pycriu and back: entries must stay what it takes and gives.
     data = build_image("FILES", [{"type": "INETSK", "id": 1, "isk": before}])
-    after, _ = readdress(data, ADDRESSES)
-    found: dict[str, object] = parse_image(after, "files.img", "FILES")[0]["isk"]
+    entries = parse_image(data, "files.img", "FILES")
+    readdress(entries, ADDRESSES)
+    again = parse_image(build_image("FILES", entries), "files.img", "FILES")
+    found: dict[str, object] = again[0]["isk"]
     return found
 
 

@@ -350,6 +350,44 @@ def sysv_message_queues() -> Iterator[None]:
 # ---- POSIX
 
 
+class MqAttributes(ctypes.Structure):
+    _fields_ = [("values", ctypes.c_long * 8)]
+
+
+@claim
+def posix_message_queues() -> Iterator[None]:
+    attributes = MqAttributes((ctypes.c_long * 8)(0, 7, 100))
+    queue = libc.mq_open(b"/survivor", os.O_RDWR | os.O_CREAT, 0o640, ctypes.byref(attributes))
+    assert queue >= 0, os.strerror(ctypes.get_errno())
+    unopened = libc.mq_open(b"/unopened", os.O_RDWR | os.O_CREAT, 0o600, None)
+    libc.mq_send(unopened, b"waiting", 7, 3)
+    libc.mq_close(unopened)
+    buffer = ctypes.create_string_buffer(8192)
+    while True:
+        for priority, text in ((1, b"low"), (9, b"high"), (1, b"later")):
+            assert libc.mq_send(queue, text, len(text), priority) == 0
+        yield
+        found = MqAttributes()
+        assert libc.mq_getattr(queue, ctypes.byref(found)) == 0, "the descriptor is none"
+        same(list(found.values)[1:4], [7, 100, 3])
+        again = libc.mq_open(b"/survivor", os.O_RDONLY)
+        assert again >= 0, "there is no queue of that name"
+        for descriptor, priority, text in (
+            (again, 9, b"high"),
+            (queue, 1, b"low"),
+            (again, 1, b"later"),
+        ):
+            got = ctypes.c_uint()
+            length = libc.mq_receive(descriptor, buffer, 100, ctypes.byref(got))
+            same((buffer.raw[: max(0, length)], got.value), (text, priority))
+        libc.mq_close(again)
+        unopened = libc.mq_open(b"/unopened", os.O_RDWR)
+        assert unopened >= 0, os.strerror(ctypes.get_errno())
+        same(libc.mq_receive(unopened, buffer, 8192, None), 7)
+        libc.mq_send(unopened, b"waiting", 7, 3)
+        libc.mq_close(unopened)
+
+
 @claim
 def posix_semaphores() -> Iterator[None]:
     libc.sem_open.restype = ctypes.c_void_p
