@@ -121,7 +121,7 @@ class Carrier:
             self._on_round(self.written)
 
     def _look(self, *, frozen: bool = False) -> dict[int, list[Range]]:
-        """By pid: the populated pages that may have changed since the last look. What was given back is told as gone."""
+        """By pid: the populated pages that may have changed since the last look; tells what was given back as gone."""
         found: dict[int, list[Range]] = {}
         for pid in self._pids():
             with contextlib.suppress(NotFound, FileNotFoundError, ProcessLookupError):

@@ -52,7 +52,7 @@ class Landing:
                 self._changed.notify_all()
 
     def wait_marks(self, count: int, check: Callable[[], None]) -> None:
-        """Until COUNT marks have come; each agrees with what came before it. CHECK may raise. Raises the lane's fault."""
+        """Until COUNT marks came that agree with what came before them. CHECK may raise. Raises the lane's fault."""
         while True:
             check()
             with self._changed:

@@ -11,10 +11,19 @@ from pathlib import Path
 from runtime.compiled import compiled
 
 SOURCE = Path(__file__).with_name("init.c")
-_FLAGS = (
-    "-Os -static -nostdlib -ffreestanding -fno-stack-protector -fno-asynchronous-unwind-tables "
-    "-fno-pic -no-pie -Wl,--build-id=none -Wl,-z,noseparate-code -s"
-).split()
+_FLAGS = [
+    "-Os",
+    "-static",
+    "-nostdlib",
+    "-ffreestanding",
+    "-fno-stack-protector",
+    "-fno-asynchronous-unwind-tables",
+    "-fno-pic",
+    "-no-pie",
+    "-Wl,--build-id=none",
+    "-Wl,-z,noseparate-code",
+    "-s",
+]
 
 
 def init_program(cache: Path) -> bytes:
