@@ -18,10 +18,17 @@ from runtime.tracking import pagemap
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("preload.c")
-_FLAGS = (
-    "-Os -shared -fPIC -nostdlib -ffreestanding -fno-stack-protector -fvisibility=hidden "
-    "-Wl,--build-id=none -s"
-).split()
+_FLAGS = [
+    "-Os",
+    "-shared",
+    "-fPIC",
+    "-nostdlib",
+    "-ffreestanding",
+    "-fno-stack-protector",
+    "-fvisibility=hidden",
+    "-Wl,--build-id=none",
+    "-s",
+]
 _VARIABLE = "CKPT_VEIL_FD"
 _REFUSED = 0xFFFFFFFF
 _PAGE = 4096

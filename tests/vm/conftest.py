@@ -70,3 +70,11 @@ def a(pair: Pair) -> Guest:
 @pytest.fixture
 def b(pair: Pair) -> Guest:
     return pair.b
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """A failure is told beside the guests' logs at once: the run may take half an hour more."""
+    if report.failed:
+        folder = LOGS / report.nodeid.rpartition("::")[2]
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{report.when}.txt").write_text(f"{report.longreprtext}\n")
