@@ -135,10 +135,8 @@ class Capabilities:
         """
         dropped, added = _with_all(drop), _with_all(add)
         everything = set(NUMBERS.values())
-        if added is None:
-            start = everything
-        else:
-            start = set() if dropped is None else {NUMBERS[name] for name in DEFAULT}
+        usual: set[int] = set() if dropped is None else {NUMBERS[name] for name in DEFAULT}
+        start = everything if added is None else usual
         chosen = frozenset((start - (dropped or set())) | (added or set()))
         return cls(bounding=chosen, effective=chosen, permitted=chosen)
 
