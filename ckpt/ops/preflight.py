@@ -17,6 +17,7 @@ from ckpt.ops.departure import cpu_features
 from ckpt.ops.host import Host
 from runtime.container import record as records
 from runtime.container.record import Container
+from runtime.criu.obstacles import obstacles
 from runtime.errors import RuntimeFault
 from runtime.network import plan as addresses
 from runtime.network.config import NetworkConfig
@@ -83,51 +84,9 @@ def checks(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[dict[str, 
 
 def source_findings(container: Container, pids: list[int]) -> list[Finding]:
     """What in the processes themselves cannot be dumped."""
-    found = []
-    for pid in pids:
-        found += _descriptors(pid)
+    found = [finding(one.what, one.why, one.hint) for one in obstacles(pids)]
     if container.record.network.get("kind") == "host":
         found += _established(pids)
-    return found
-
-
-def _descriptors(pid: int) -> list[Finding]:
-    found = []
-    try:
-        comm = Path(f"/proc/{pid}/comm").read_text().strip()
-        links = {fd: os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
-    except OSError:
-        return []  # it ended meanwhile
-    for fd, target in links.items():
-        if "io_uring" in target:
-            found.append(
-                finding(
-                    f"process {pid} ({comm})",
-                    f"descriptor {fd} is an io_uring, which CRIU cannot dump",
-                    "switch it off in the program (for instance UV_USE_IO_URING=0)",
-                )
-            )
-        elif target.startswith(("anon_inode:[perf_event]", "anon_inode:kvm", "anon_inode:bpf")):
-            found.append(
-                finding(
-                    f"process {pid} ({comm})",
-                    f"descriptor {fd} is {target}, which CRIU cannot dump",
-                )
-            )
-    try:
-        traced = [
-            line.split()[1]
-            for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-            if line.startswith("TracerPid:")
-        ]
-    except OSError:
-        return found
-    if traced and traced[0] != "0":
-        found.append(
-            finding(
-                f"process {pid} ({comm})", f"it is being traced by {traced[0]}", "end strace or gdb"
-            )
-        )
     return found
 
 
