@@ -14,7 +14,7 @@ WAITS = "while ! [ -e /tmp/go ]; do sleep 0.1; done"
 
 
 def go(box: Box, name: str) -> None:
-    box("exec", name, "touch", "/tmp/go")
+    box("exec", "-d", name, "touch", "/tmp/go")  # its own end comes with the container's
 
 
 def test_input_reaches_the_command_and_its_end_too(box: Box) -> None:
