@@ -225,7 +225,9 @@ class Departure:
         assert self._dumper is not None
         self._carrier = carrier
         veil = self._veils.enter_context(Veil(carrier.hide, self.host.paths.programs))
-        self._dumper.leave_pages(Lazy(veil, self._veils.enter_context(PageServer())))
+        self._dumper.leave_pages(
+            Lazy(veil, self._veils.enter_context(PageServer(self.host.criu.version)))
+        )
 
     def warm_up(self) -> None:
         """Start CRIU, up to the point before it freezes: its own preparations are not part of the window."""

@@ -28,6 +28,8 @@ from runtime.errors import SystemFault, TimedOut, from_os_error
 
 _REQUEST = struct.Struct("=I4xQQQ")
 """struct page_server_iov: command, pages, address, id."""
+_REQUEST_BEFORE_4_2 = struct.Struct("=IIQQ")
+"""The same of older ones. A request that is longer than CRIU reads makes its close a reset: the rest is unread."""
 _CLOSE = 0x1023
 _ANSWER = bytes(4)
 
@@ -38,7 +40,9 @@ class PageServer:
     Give `options` to `criu dump` and `inherit` to the child that becomes CRIU; call started() in between.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, version: tuple[int, ...] = (4, 2)) -> None:
+        """VERSION: CRIU's."""
+        self._request = _REQUEST if version >= (4, 2) else _REQUEST_BEFORE_4_2
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
             listener.bind(("127.0.0.1", 0))
             listener.listen(1)
@@ -89,7 +93,7 @@ class PageServer:
         self._ours.settimeout(timeout)
         doing, target = "ending the dump with", "CRIU's page server"
         try:
-            self._ours.sendall(_REQUEST.pack(_CLOSE, 0, 0, 0))
+            self._ours.sendall(self._request.pack(_CLOSE, 0, 0, 0))
             answer = self._ours.recv(len(_ANSWER), socket.MSG_WAITALL)
         except TimeoutError:
             raise TimedOut(
