@@ -25,12 +25,13 @@ def resident(pid: int) -> int:
     raise AssertionError("no Rss")
 
 
-def test_it_stays_below_12_mib_whatever_it_did(box: Box) -> None:
+def test_it_stays_small_whatever_it_did(box: Box) -> None:
+    """12 MiB with most builds of Python, 12.2 with Debian 12's own, of which the interpreter takes 9."""
     box.up("c", args=("sh", "-c", "seq 1 20000; sleep 1000"))
     for _ in range(5):
         box("exec", "c", "dd", "if=/dev/zero", "bs=1M", "count=4", text=False)
     box("exec", "-d", "c", "sleep", "1000")
-    assert resident(monitor_of(box, "c")) < 12 << 20
+    assert resident(monitor_of(box, "c")) < 13 << 20
 
 
 def test_it_is_nobody_s_child_and_holds_no_terminal(box: Box) -> None:
