@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
-import os
 import platform
 import threading
 import time
@@ -22,17 +21,15 @@ from typing import Any
 
 from ckpt.ops.bringup import Surroundings, bring_up, network_of, resources_of
 from ckpt.ops.create import forget, write_etc
-from ckpt.ops.departure import cpu_features
 from ckpt.ops.host import Host
+from ckpt.ops.incoming import FilesSink
 from ckpt.ops.landing import Landing
-from ckpt.ops.late import MAX_SIZE as MAX_LATE
-from ckpt.ops.late import NAME as LATE
 from ckpt.ops.late import Late
+from ckpt.ops.processor import cpu_features
 from images.criu_stream import Serve
 from images.image_file import build_image, parse_image
 from images.manifest import Manifest
-from images.moving import Mover
-from images.parts import Part, Sink
+from images.parts import Sink
 from images.readdress import readdress
 from images.rewrite import Rewriter
 from images.sources import Source
@@ -42,7 +39,7 @@ from runtime.control import Control
 from runtime.criu import affinity, queues
 from runtime.criu.failures import CriuFault
 from runtime.criu.restore import Restorer
-from runtime.errors import BadInput, NotFound, Unsupported, WrongState
+from runtime.errors import NotFound, Unsupported, WrongState
 from runtime.files import locked
 from runtime.network import host as network
 from runtime.network import plan as addresses
@@ -51,9 +48,6 @@ from runtime.pager import privilege
 from runtime.tree.receive import receive
 
 RESTORE_LIMIT = 3600.0
-_UPPER = "upper-"
-_LOGS = "logs-"
-_LAYER = "layer-"
 
 
 class Arrival:
@@ -193,7 +187,7 @@ class Arrival:
 
     def files(self) -> Sink:
         """The sink for parts of kind "files"."""
-        return _FilesSink(self)
+        return FilesSink(self)
 
     def apply_upper(self, fd: int) -> None:
         receive(fd, str(self.container.paths.upper), id_shift=self.id_shift)
@@ -416,112 +410,3 @@ def discard_held(host: Host, migration: str) -> None:
         return
     with locked(container.paths.lock, what=f"container {container.record.name}"):
         forget(host, container)
-
-
-class _FilesSink:
-    """Applies `upper-NNN.tree` to the upper directory in the order in which they come, and takes in layers."""
-
-    def __init__(self, arrival: Arrival) -> None:
-        self._arrival = arrival
-
-    def open(self, name: str) -> Part:
-        if name.startswith(_UPPER):
-            return _TreePart(self._arrival.apply_upper)
-        if name.startswith(_LOGS):
-            return _TreePart(self._arrival.apply_logs)
-        if name == LATE:
-            return _LatePart(self._arrival)
-        if name.startswith(_LAYER):
-            return layer_part(self._arrival.host, self._arrival.manifest, name)
-        raise NotFound(doing="receiving", target=name, why="nothing of that name is known here")
-
-
-class _LatePart:
-    """Reads the late part, and gives it to the arrival when it is whole."""
-
-    def __init__(self, arrival: Arrival) -> None:
-        self._arrival = arrival
-        self._data = b""
-
-    def take(self, mover: Mover, source: int, count: int, hashers: Any = ()) -> None:
-        if len(self._data) + count > MAX_LATE:
-            raise BadInput(doing="receiving", target=LATE, why="it is too large")
-        data = mover.read_exact(source, count)
-        for hasher in hashers:
-            hasher.update(data)
-        self._data += data
-
-    def close(self) -> None:
-        self._arrival.late = Late.from_bytes(self._data)
-
-    def abandon(self) -> None:
-        pass
-
-
-class LayersAside:
-    """A sink that puts layers where they belong, and everything else into another sink."""
-
-    def __init__(self, host: Host, manifest: Manifest, sink: Sink) -> None:
-        self._host = host
-        self._manifest = manifest
-        self._sink = sink
-
-    def open(self, name: str) -> Part:
-        if name.startswith(_LAYER):
-            return layer_part(self._host, self._manifest, name)
-        return self._sink.open(name)
-
-
-def layer_part(host: Host, manifest: Manifest, name: str) -> Part:
-    """Takes in a layer that comes along; one that is here already is read and dropped."""
-    digest = name[len(_LAYER) :].removesuffix(".tree")
-    if digest not in manifest.rootfs.layers:
-        raise NotFound(
-            doing="receiving", target=f"layer {digest}", why="the container has none such"
-        )
-
-    def take(fd: int) -> None:
-        if host.layers.has(digest):
-            while os.read(fd, 1 << 20):
-                pass
-            return
-        with host.layers.adopt(digest) as tree:
-            receive(fd, tree)
-
-    return _TreePart(take)
-
-
-class _TreePart:
-    """A part that a thread applies while it comes, through a pipe."""
-
-    def __init__(self, apply: Callable[[int], None]) -> None:
-        self._read, self._write = os.pipe2(os.O_CLOEXEC)
-        self._faults: list[BaseException] = []
-        self._applier = threading.Thread(target=self._apply, args=(apply,), name="files")
-        self._applier.start()
-
-    def _apply(self, apply: Callable[[int], None]) -> None:
-        try:
-            apply(self._read)
-        except BaseException as error:
-            self._faults.append(error)
-        finally:
-            os.close(self._read)
-
-    def take(self, mover: Mover, source: int, count: int, hashers: Any = ()) -> None:
-        try:
-            mover.move(source, self._write, count, hashers=hashers)
-        except Exception:
-            if self._faults:
-                raise self._faults[0] from None
-            raise
-
-    def close(self) -> None:
-        os.close(self._write)
-        self._applier.join()
-        if self._faults:
-            raise self._faults[0]
-
-    def abandon(self) -> None:
-        os.close(self._write)
-        self._applier.join()

@@ -17,27 +17,29 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from ckpt.ops.carry import Carrier
 from ckpt.ops.host import Host
 from ckpt.ops.late import NAME as LATE
 from ckpt.ops.late import Late
+from ckpt.ops.outgoing import Beside, Held, Target, part_by, send_layers
+from ckpt.ops.processor import cpu_features
 from images import remaps
 from images.criu_stream import Capture
-from images.errors import Cancelled, ImageFault, NoSpace, StreamerFault
+from images.errors import ImageFault
 from images.lazy_entries import task_of
 from images.manifest import Manifest, Rootfs
 from images.moving import Mover
-from images.parts import CRIU, FILES, INVENTORY, Part, Sink
-from images.pour import pour_bytes, pour_pipe
+from images.parts import CRIU, FILES, INVENTORY
+from images.pour import pour_bytes
 from runtime import launch
 from runtime.container.record import Container
 from runtime.control import Control
-from runtime.criu import affinity, aftermath, queues
+from runtime.criu import affinity, aftermath, links, queues
 from runtime.criu.door import Door
 from runtime.criu.dump import Dumper, Lazy
 from runtime.criu.failures import CriuFault
@@ -51,12 +53,6 @@ from runtime.veil.veil import Veil
 
 DUMP_LIMIT = 3600.0
 """Seconds that a dump may take in all; stalls are found much earlier by the streams' own watchdogs."""
-
-
-class Target(Protocol):
-    """Where a checkpoint goes: a draft of the store, or a checkpoint stream."""
-
-    def sink(self, kind: str) -> Sink: ...
 
 
 class Departure:
@@ -80,6 +76,7 @@ class Departure:
         self._veils = contextlib.ExitStack()
         self._init_pid = 0
         self._door: Door | None = None
+        self._linked = False
         self._queues: queues.Found | None = None
         base = container.record.id_base
         shift = (base, container.record.id_size) if base else None
@@ -247,7 +244,7 @@ class Departure:
         self.warm_up()
         capture = self._capture
         assert capture is not None
-        sink = _Held(target.sink(CRIU), page_maps=self._carrier is not None)
+        sink = Held(target.sink(CRIU), page_maps=self._carrier is not None)
         faults: list[BaseException] = []
 
         def take() -> None:
@@ -287,7 +284,7 @@ class Departure:
             time.sleep(0.02)
 
     def _dump_frozen(
-        self, target: Target, sink: _Held, capture: Capture, checked: Callable[[], None]
+        self, target: Target, sink: Held, capture: Capture, checked: Callable[[], None]
     ) -> None:
         dumper = self._dumper
         assert dumper is not None
@@ -299,7 +296,7 @@ class Departure:
             checked()
             dumper.require_alive()
         # CRIU opens its first image when every task is frozen: what files and memory are now is what they stay.
-        with _Beside(self._carrier.last if self._carrier else None, checked):
+        with Beside(self._carrier.last if self._carrier else None, checked):
             self.sync_upper(target, frozen=True)
             self._late(target)
             self.times["files"] = time.time_ns()
@@ -312,6 +309,7 @@ class Departure:
                 sink.held[name] = self._carrier.rewrite(int(task_of(name) or 0), sink.held[name])
         if remaps.NAME in sink.held and remaps.has_links(sink.held[remaps.NAME]):
             # CRIU gave new names to files that had lost the one they were opened by.
+            self._linked = True
             self.sync_upper(target, frozen=True)
         self.times["dumped"] = time.time_ns()
         if self._carrier is not None:
@@ -359,6 +357,8 @@ class Departure:
         """Until they are dead, and the monitor has written down their end."""
         assert self._dumper is not None and self._control is not None
         self._dumper.wait_killed()
+        if self._linked:
+            links.remove(self.container.paths.upper)
         self.times["killed"] = time.time_ns()
         with contextlib.suppress(RuntimeFault):
             self._control.receive(10.0)  # end of file: the monitor goes
@@ -395,46 +395,6 @@ class Departure:
         self._control.call("resume")
 
 
-def send_layers(host: Host, digests: Iterable[str], target: Target) -> int:
-    """Layers as parts `layer-DIGEST.tree`; returns bytes of file content."""
-    total = 0
-    for digest in digests:
-        layer = Synchroniser(host.layers.path(digest))
-
-        def write(fd: int, layer: Synchroniser = layer) -> int:
-            return layer.round(fd, frozen=True).data_bytes
-
-        total += part_by(target, f"layer-{digest}.tree", write)
-    return total
-
-
-def part_by(target: Target, name: str, write: Callable[[int], int]) -> int:
-    """A part whose bytes WRITE puts into a pipe, in a thread of its own."""
-    outer, inner = os.pipe2(os.O_CLOEXEC)
-    results: list[int] = []
-    faults: list[BaseException] = []
-
-    def produce() -> None:
-        try:
-            results.append(write(inner))
-        except BaseException as error:
-            faults.append(error)
-        finally:
-            os.close(inner)
-
-    producer = threading.Thread(target=produce, name=name)
-    producer.start()
-    try:
-        with Mover(doing="copying", target=name) as mover:
-            pour_pipe(target.sink(FILES), name, outer, mover)
-    finally:
-        os.close(outer)  # a producer that still writes gets EPIPE
-        producer.join()
-    if faults:
-        raise faults[0]
-    return results[0]
-
-
 def _ways_to_others() -> dict[str, str]:
     """What the monitor's helper needs to finish a migration whose process died: how this one reaches other hosts."""
     names = (
@@ -456,110 +416,6 @@ def is_dying(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return True
     return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & 0x4)
-
-
-_HELD = (INVENTORY, remaps.NAME)
-
-
-class _Held:
-    """A sink that keeps a few small images back, and tells when the first image is opened."""
-
-    def __init__(self, sink: Sink, *, page_maps: bool) -> None:
-        self._sink = sink
-        self._page_maps = page_maps
-        self.begun = threading.Event()
-        self.held: dict[str, bytes] = {}
-        self.fault: ImageFault | None = None
-        """Why the target took no more."""
-
-    def open(self, name: str) -> Part:
-        self.begun.set()
-        held = name in _HELD or (self._page_maps and task_of(name) is not None)
-        return _HeldPart(self, name) if held else _Watched(self, self._sink.open(name))
-
-
-class _Beside:
-    """Runs WORK in a thread while the block runs; its fault is the block's at the end."""
-
-    def __init__(
-        self, work: Callable[[Callable[[], None]], None] | None, check: Callable[[], None]
-    ) -> None:
-        self._work = work
-        self._check = check
-        self._fault: BaseException | None = None
-        self._thread: threading.Thread | None = None
-
-    def __enter__(self) -> None:
-        if self._work is not None:
-            self._thread = threading.Thread(target=self._run, name="last pages")
-            self._thread.start()
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._thread is not None:
-            self._thread.join()
-        if self._fault is not None and error is None:
-            raise self._fault
-
-    def _run(self) -> None:
-        assert self._work is not None
-        try:
-            self._work(self._check)
-        except BaseException as fault:
-            self._fault = fault
-
-
-class _Watched:
-    """A part of the target that notes why it took no more."""
-
-    def __init__(self, owner: _Held, part: Part) -> None:
-        self._owner = owner
-        self._part = part
-        self.abandon = part.abandon
-
-    def take(self, mover: Any, source: int, count: int, hashers: Any = ()) -> None:
-        try:
-            self._part.take(mover, source, count, hashers)
-        except (NoSpace, StreamerFault, Cancelled) as fault:
-            self._owner.fault = fault
-            raise
-
-    def close(self) -> None:
-        try:
-            self._part.close()
-        except (NoSpace, StreamerFault, Cancelled) as fault:
-            self._owner.fault = fault
-            raise
-
-
-class _HeldPart:
-    def __init__(self, owner: _Held, name: str) -> None:
-        self._owner = owner
-        self._name = name
-        self._data = b""
-
-    def take(self, mover: Any, source: int, count: int, hashers: Any = ()) -> None:
-        self._data += mover.read_exact(source, count)
-
-    def close(self) -> None:
-        self._owner.held[self._name] = self._data
-
-    def abandon(self) -> None:
-        pass
-
-
-def cpu_features() -> tuple[str, ...]:
-    """The flags of /proc/cpuinfo (features on arm), sorted."""
-    with open("/proc/cpuinfo") as file:
-        for line in file:
-            key, _, value = line.partition(":")
-            if key.strip() in ("flags", "Features"):
-                return tuple(sorted(value.split()))
-    return ()
 
 
 def left_out(spec: dict[str, Any]) -> list[str]:

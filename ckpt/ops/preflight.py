@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ckpt import SOFTWARE
-from ckpt.ops.departure import cpu_features
 from ckpt.ops.host import Host
+from ckpt.ops.processor import cpu_features
 from runtime.container import record as records
 from runtime.container.record import Container
 from runtime.criu.obstacles import obstacles

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ckpt.ops.arrival import Arrival, LayersAside
-from ckpt.ops.departure import send_layers
+from ckpt.ops.arrival import Arrival
 from ckpt.ops.dump import opened
 from ckpt.ops.host import Host
+from ckpt.ops.incoming import LayersAside
+from ckpt.ops.outgoing import send_layers
 from images.bundle_stream import StreamReader, StreamWriter
 from images.checkpoint import Checkpoint
 from images.draft import Draft

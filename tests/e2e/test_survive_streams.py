@@ -51,6 +51,14 @@ for line in sys.stdin:
     print("heard", line.strip(), flush=True)
 print("the end of input", flush=True)
 """
+TWO_NAMES = """
+import os, time
+fd = os.open("/tmp/one", os.O_RDWR | os.O_CREAT)
+os.link("/tmp/one", "/tmp/two")
+os.unlink("/tmp/one")
+print("ready", flush=True)
+time.sleep(10000)
+"""
 WORKER = """
 import os, sys, time
 number = 0
@@ -64,7 +72,12 @@ sys.exit(9)
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    programs = {"/chatty.py": CHATTY, "/listener.py": LISTENER, "/worker.py": WORKER}
+    programs = {
+        "/chatty.py": CHATTY,
+        "/listener.py": LISTENER,
+        "/worker.py": WORKER,
+        "/two.py": TWO_NAMES,
+    }
     return rootfs.python(tmp_path_factory.mktemp("streams") / "rootfs", files=programs)
 
 
@@ -231,3 +244,21 @@ def test_a_restored_containers_exit_status_arrives(lab: Lab, tree: Path, journey
         assert [int(line) for line in lines] == list(range(len(lines)))
     finally:
         remove(lab, name)
+
+
+def test_what_is_left_after_a_dump_has_no_names_of_crius(lab: Lab, tree: Path) -> None:
+    a = lab["a"]
+    run(a, tree, "names", "/two.py")
+    try:
+        wait_for_output(a, "names", "ready")
+        upper = Path(inspect(a, "names")["paths"]["upper"])
+        a.ckpt("dump", "names", "--as", "names-0", "--leave-running")
+        assert sorted(path.name for path in (upper / "tmp").iterdir()) == ["two"]
+        a.ckpt("dump", "names", "--as", "names-1")
+        assert sorted(path.name for path in (upper / "tmp").iterdir()) == ["two"]
+        a.ckpt("rm", "names")
+        a.ckpt("restore", "names-1")
+        upper = Path(inspect(a, "names")["paths"]["upper"])
+        assert sorted(path.name for path in (upper / "tmp").iterdir()) == ["two"]
+    finally:
+        remove(lab, "names")
