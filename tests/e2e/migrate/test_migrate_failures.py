@@ -17,6 +17,11 @@ pytestmark = [
 ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def cold(world: World) -> None:
+    world.words = ("--mode", "cold")
+
+
 def fails(process: subprocess.Popen[str], code: int) -> str:
     """PROCESS ends with CODE and one line that says why."""
     _, errors = process.communicate(timeout=100)

@@ -18,6 +18,12 @@ pytestmark = [
     needs.root, needs.criu, needs.sshd, needs.netns, needs.bridge, needs.veth, needs.tool("cc"),
 ]  # fmt: skip
 
+
+@pytest.fixture(autouse=True)
+def cold(world: World) -> None:
+    world.words = ("--mode", "cold")
+
+
 SOURCE_BEFORE = (
     "check",
     "sync",

@@ -15,6 +15,11 @@ pytestmark = [
 ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def cold(world: World) -> None:
+    world.words = ("--mode", "cold")
+
+
 def test_a_connection_survives_moving_there_and_back_and_there(world: World) -> None:
     world.run("-m", "16")
     client = world.connect()

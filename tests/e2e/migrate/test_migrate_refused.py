@@ -16,6 +16,11 @@ pytestmark = [
 ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def cold(world: World) -> None:
+    world.words = ("--mode", "cold")
+
+
 # ---- the container and the destination
 
 

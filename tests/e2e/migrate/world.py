@@ -83,6 +83,8 @@ class World:
         self.scratch = scratch
         self.a, self.b = lab["a"], lab["b"]
         self._clients: list[Client] = []
+        self.words: tuple[str, ...] = ()
+        """Options of every migration, before the test's own."""
 
     # ---- doing
 
@@ -117,12 +119,12 @@ class World:
         """`ckpt migrate w b`, with more words; from a unless told."""
         host = source or self.a
         target = self.a.name if host is self.b else self.b.name
-        return host.run(["ckpt", "migrate", "w", target, *words], check=check, env=env)
+        return host.run(["ckpt", "migrate", "w", target, *self.words, *words], check=check, env=env)
 
     def begin(self, *words: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
         """The same, in the background."""
         return self.a.popen(
-            ["ckpt", "migrate", "w", "b", *words],
+            ["ckpt", "migrate", "w", "b", *self.words, *words],
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
