@@ -44,6 +44,7 @@ from transport.lanes import (
 _KIND = "tls"
 _CHUNK = 512 * 1024
 _READY = b"R"
+_VERDICT = b"\x06"  # ASCII ACK: all was read and is good
 _HANDSHAKE_TIMEOUT = 5.0
 _DEAD_AFTER = 20.0  # seconds without an acknowledgement (TCP_USER_TIMEOUT), as for the session
 _NAME = "ckpt-lane"
@@ -210,7 +211,29 @@ class TlsWriter(LaneWriter):
                 sock.sendall(buffer[:count])
         finally:
             os.close(self._reader)
-        sock.unwrap()  # our close_notify; returns with theirs
+        self._say_goodbye()
+
+    def _say_goodbye(self) -> None:
+        """Our close_notify, then their word that all came.  Their close_notify alone would not do: with Python
+        3.11.2 unwrap() takes a mere end of the connection for one.
+        """
+        sock, wake = self._end.sock, self._end.wake
+        sock.settimeout(0)
+        with contextlib.suppress(ssl.SSLWantReadError):
+            sock.unwrap()
+        poller = select.poll()
+        poller.register(sock.fileno(), select.POLLIN)
+        poller.register(wake, select.POLLIN)
+        while True:
+            try:
+                verdict = sock.recv(len(_VERDICT))
+            except (ssl.SSLWantReadError, BlockingIOError):
+                if wake in {fd for fd, _ in poller.poll()}:
+                    raise broken(self.kind, "it was aborted") from None
+                continue
+            if verdict != _VERDICT:
+                raise broken(self.kind, "the reader gave it up")
+            return
 
     def finish(self, timeout: float) -> None:
         if self._end.over:
@@ -296,6 +319,7 @@ class TlsReader(LaneReader):
                 raise self._pump.fault or broken(self.kind, "it broke off")
             self._end.sock.settimeout(timeout)
             try:
+                self._end.sock.sendall(_VERDICT)
                 self._end.sock.unwrap()
             except OSError as problem:
                 raise broken(self.kind, f"the other end is gone: {problem}") from problem
