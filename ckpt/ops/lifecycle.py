@@ -40,8 +40,11 @@ def build(host: Host, container: Container) -> None:
     """Bring it up as far as "created": everything is there, its process waits."""
     with bring_up(host, container) as around:
         answer = around.control.expect(60.0, doing="creating")
-        around.plug(int(answer["pid"]))
+        pid = int(answer["pid"])
+        around.plug(pid)
         around.attach()
+        # Neighbours may remember another MAC for this address, of a container that had it before.
+        network.announce(around.prepared, pid)
         around.control.send(op="go")
         around.control.expect(60.0, doing="creating")
     around.control.close()

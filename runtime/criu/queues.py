@@ -37,6 +37,7 @@ KEY = "mqueue"
 """The outside mount's key."""
 _STATE = re.compile(r"QSIZE:\d+\s+NOTIFY:-?\d+\s+SIGNO:\d+\s+NOTIFY_PID:(\d+)")
 _MOST_MESSAGES = 65536  # HARD_MSGMAX, ipc/mqueue.c
+_PRIORITIES = 32768  # MQ_PRIO_MAX
 _MOST_BYTES = 16 << 20  # HARD_MSGSIZEMAX
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -95,11 +96,20 @@ class Queue:
             ) from None
         plain = "/" not in found.name and found.name not in ("", ".", "..")
         sizes = 0 < found.most <= _MOST_MESSAGES and 0 < found.size <= _MOST_BYTES
-        if not plain or not sizes or len(found.messages) > found.most:
+        fits = len(found.messages) <= found.most and all(map(found.takes, found.messages))
+        if not plain or not sizes or not fits:
             raise BadInput(
                 doing="reading", target=f"message queue {found.name!r}", why="it is none"
             )
         return found
+
+    def takes(self, message: tuple[int, str]) -> bool:
+        """Whether a message can be in it."""
+        try:
+            length = len(base64.b64decode(message[1], validate=True))
+        except ValueError:
+            return False
+        return 0 <= message[0] < _PRIORITIES and length <= self.size
 
 
 # ---- the dump

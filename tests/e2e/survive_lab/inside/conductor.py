@@ -85,6 +85,7 @@ class Conductor:
                 finally:
                     os._exit(1)
             theirs.close()
+            ours.settimeout(30)
             self._channels[name] = ours
             # One at a time: what goes wrong at the set-up is known by name.
             self._first(name)
