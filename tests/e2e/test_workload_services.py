@@ -28,6 +28,7 @@ import http.server, threading
 
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body in one packet
     count = 0
     lock = threading.Lock()
 
