@@ -57,7 +57,7 @@ def pair(request: pytest.FixtureRequest, _started: Callable[[str], Pair]) -> Ite
         yield ready
     finally:
         if request.session.testsfailed > failed_before:
-            ready.keep_logs(LOGS / request.node.name)
+            ready.keep_logs(LOGS / request.node.name.replace("/", "_"))
         ready.clear()
     assert ready.complaints() == []
 
@@ -75,6 +75,6 @@ def b(pair: Pair) -> Guest:
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """A failure is told beside the guests' logs at once: the run may take half an hour more."""
     if report.failed:
-        folder = LOGS / report.nodeid.rpartition("::")[2]
+        folder = LOGS / report.nodeid.rpartition("::")[2].replace("/", "_")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{report.when}.txt").write_text(f"{report.longreprtext}\n")

@@ -37,7 +37,7 @@ def test_the_boot_unit_brings_back_what_is_to_run(a: Guest) -> None:
     a.run(f"ckpt run -d --name stopped --restart always {quiet} && ckpt stop stopped")
     _reboot(a)
     assert _unit(a, "ckpt-recover.service", "Result") == "success"
-    assert states(a) == {"always": "running", "never": "stopped", "stopped": "stopped"}
+    assert states(a) == {"always": "running", "never": "lost", "stopped": "stopped"}
     assert a.text(f"cat {cgroup(a, 'always')}/memory.max") == str(64 << 20)
     a.run("systemctl stop ckpt-recover.service")
     assert states(a)["always"] == "running"
