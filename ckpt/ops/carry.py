@@ -55,7 +55,7 @@ class Carrier:
         rate: float | None = None,
         on_round: Callable[[int], None] = lambda written: None,
     ) -> None:
-        self._pids = pids
+        self._pids = lambda: [pid for pid in pids() if has_memory(pid)]
         self._limits = limits
         self._on_round = on_round
         self._tasks: dict[int, Task] = {}
@@ -202,6 +202,15 @@ class Carrier:
     def stop(self) -> None:
         """Let go of the tasks; they are as if nobody had watched them."""
         self._tracker.stop()
+
+
+def has_memory(pid: int) -> bool:
+    """Not for a zombie, nor for one that is gone: there is nothing to carry."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def number_of(pid: int) -> int:
