@@ -55,7 +55,7 @@ class Carrier:
         rate: float | None = None,
         on_round: Callable[[int], None] = lambda written: None,
     ) -> None:
-        self._pids = lambda: [pid for pid in pids() if has_memory(pid)]
+        self._all_pids = pids
         self._limits = limits
         self._on_round = on_round
         self._tasks: dict[int, Task] = {}
@@ -92,6 +92,9 @@ class Carrier:
     def abort(self) -> None:
         """From any thread: write nothing more."""
         self._sender.abort()
+
+    def _pids(self) -> list[int]:
+        return [pid for pid in self._all_pids() if has_memory(pid)]
 
     # ---- while it runs
 
