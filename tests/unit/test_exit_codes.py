@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from ckpt.cli import edge
+from ckpt.ops import execute
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/exit-codes.md"
 
@@ -26,6 +27,7 @@ def in_code() -> dict[str, set[str]]:
         str(edge.OK): set(),
         str(edge.USAGE): set(),
         str(edge.BUG): set(),
+        str(execute.LOST["exit_code"]): set(),
         f"{edge.SIGNALLED} + N": set(),
     }
     for kind, code in edge.CODES:

@@ -13,6 +13,7 @@ def run_tests(guest: Guest, *paths: str, seconds: float = 1200) -> str:
     # /tmp is in memory on Debian 13; some tests look at what a disk does.
     # A guest is ten times slower than this machine, and a test's own limit is meant for the latter.
     options = "-p no:cacheprovider --timeout=600 --basetemp=/var/tmp/pytest"
+    options = "-p no:cacheprovider --timeout=600 --basetemp=/var/tmp/pytest"
     command = f"cd {HOME} && .venv/bin/python -m pytest {options} {' '.join(paths)}"
     done = guest.run(f"{command} >{LOG} 2>&1; echo $?", timeout=seconds)
     said = guest.text("tail", "-n", "60", LOG)
