@@ -17,6 +17,8 @@ from tests.vm.installed import HOME, Installed
 from tests.vm.segment import Segment
 
 ROOTFS = "/root/rootfs"
+# Debian 13's `busybox sleep` ends when a dump interrupts it: CRIU lets such system calls return EINTR.
+IDLE = f"{ROOTFS} -- ticker"
 _LOGS = ["/var/lib/ckpt/logs", "/var/lib/ckpt/containers", "/root/ckpt-test.log", "/var/log"]
 # The root file system of most containers here: busybox and the migration tests' ticker.
 _MAKE_ROOTFS = f"""

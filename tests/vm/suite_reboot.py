@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.vm.guest import Guest
-from tests.vm.pair import ROOTFS, cgroup, ckpt_json, states
+from tests.vm.pair import IDLE, ROOTFS, cgroup, ckpt_json, states
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -29,10 +29,8 @@ def _unit(guest: Guest, name: str, what: str) -> str:
 
 def test_the_boot_unit_brings_back_what_is_to_run(a: Guest) -> None:
     a.run("systemctl enable ckpt-recover.service")
-    quiet = f"--network none {ROOTFS} -- sleep 1000"
-    a.run(
-        f"ckpt run -d --name always --restart always -m 64m --publish 8090:80 {ROOTFS} -- sleep 1000"
-    )
+    quiet = f"--network none {IDLE}"
+    a.run(f"ckpt run -d --name always --restart always -m 64m --publish 8090:80 {IDLE}")
     a.run(f"ckpt run -d --name never {quiet}")
     a.run(f"ckpt run -d --name stopped --restart always {quiet} && ckpt stop stopped")
     _reboot(a)
@@ -47,7 +45,7 @@ def test_the_boot_unit_brings_back_what_is_to_run(a: Guest) -> None:
 def test_an_orderly_reboot_brings_back_what_is_to_run(a: Guest) -> None:
     """systemd ends containers before it ends the machine: that isn't their own end."""
     a.run("systemctl enable ckpt-recover.service")
-    a.run(f"ckpt run -d --name always --restart always --network none {ROOTFS} -- sleep 1000")
+    a.run(f"ckpt run -d --name always --restart always --network none {IDLE}")
     a.run("systemctl reboot", check=False)
     a.wait_off()
     a.start()
@@ -102,7 +100,7 @@ def test_a_dump_that_the_power_cut_ended_leaves_nothing(a: Guest) -> None:
 
 
 def test_the_timers_units_dump_and_prune(a: Guest) -> None:
-    a.run(f"ckpt run -d --name web --network none {ROOTFS} -- sleep 1000")
+    a.run(f"ckpt run -d --name web --network none {IDLE}")
     a.put("/etc/default/ckpt", 'CKPT_PRUNE="--keep 2 --container web"\n')
     for _ in range(3):
         a.run("systemctl start ckpt-dump@web.service && sleep 1.1")
@@ -120,7 +118,7 @@ def test_the_timers_units_dump_and_prune(a: Guest) -> None:
 def test_crons_lines_do_what_the_units_do(a: Guest) -> None:
     """With cron's environment, which is nearly none."""
     bare = "env -i SHELL=/bin/sh HOME=/root PATH=/usr/bin:/bin sh -c"
-    a.run(f"ckpt run -d --name web --network bridge {ROOTFS} -- sleep 1000")
+    a.run(f"ckpt run -d --name web --network bridge {IDLE}")
     a.run(f"{bare} '/usr/local/bin/ckpt dump --leave-running web'")
     a.run(f"{bare} '/usr/local/bin/ckpt checkpoints prune --keep 1'")
     a.run("ckpt stop web")

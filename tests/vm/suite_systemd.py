@@ -6,7 +6,7 @@ import pytest
 
 from tests.vm.guest import Guest
 from tests.vm.inside import run_tests
-from tests.vm.pair import ROOTFS, Pair, cgroup, states
+from tests.vm.pair import IDLE, ROOTFS, Pair, cgroup, states
 from tests.vm.settings import SUBNET
 
 pytestmark = pytest.mark.timeout(1800)
@@ -35,7 +35,7 @@ def test_passes_beside_systemd(a: Guest, file: str) -> None:
 def test_nothing_of_systemds_is_touched(a: Guest) -> None:
     a.run("ckpt --version")
     before = a.text(_UNITS), a.text(_THEIRS)
-    a.run(f"ckpt run -d --name one -m 64m --cpus 0.5 {ROOTFS} -- sleep 1000")
+    a.run(f"ckpt run -d --name one -m 64m --cpus 0.5 {IDLE}")
     a.run("ckpt dump one --leave-running --as kept && ckpt checkpoints rm kept")
     a.run("systemctl daemon-reload")
     assert (a.text(_UNITS), a.text(_THEIRS)) == before
@@ -44,7 +44,7 @@ def test_nothing_of_systemds_is_touched(a: Guest) -> None:
 
 
 def test_limits_hold_when_systemd_reloads(a: Guest) -> None:
-    a.run(f"ckpt run -d --name one -m 64m --network none {ROOTFS} -- sleep 1000")
+    a.run(f"ckpt run -d --name one -m 64m --network none {IDLE}")
     read = f"cat {cgroup(a, 'one')}/memory.max"
     before = a.text(read)
     a.run("systemctl daemon-reload && systemctl daemon-reexec")
@@ -55,9 +55,9 @@ def test_limits_hold_when_systemd_reloads(a: Guest) -> None:
 def test_a_container_and_its_monitor_are_not_in_their_starters_cgroup(a: Guest) -> None:
     """A session or a service that ends takes its cgroup's processes along."""
     a.run("systemd-run --wait --collect --unit starter ckpt run -d --name one --network none"
-          f" {ROOTFS} -- sleep 1000")  # fmt: skip
+          f" {IDLE}")  # fmt: skip
     assert states(a) == {"one": "running"}
-    pids = a.text("pgrep -f '[/]monitor/__main__.py'; pgrep -x sleep").split()
+    pids = a.text("pgrep -f '[/]monitor/__main__.py'; pgrep -x ticker").split()
     assert len(pids) >= 2
     assert [_cgroup(a, pid) for pid in pids if not _cgroup(a, pid).startswith("/ckpt.slice/")] == []
     a.run("ckpt dump one --as c")
