@@ -11,6 +11,8 @@ VENV := .venv
 PYTEST := $(VENV)/bin/python -m pytest
 # Extra words: make test ARGS='-k redis -x', make demo ARGS='--moves 2'
 ARGS ?=
+# The tests wait more than they work: for processes, links and clocks. So more of them than processors.
+JOBS ?= $(shell echo $$((2 * $$(nproc))))
 
 .PHONY: help setup demo test test-unit test-vm lint install uninstall bench clean
 
@@ -27,8 +29,8 @@ demo: ## a Redis server moves between two hosts on this machine while a client w
 lint: setup ## style, types, import rules
 	@scripts/lint
 
-test: setup lint ## lint, then every test (needs root)
-	@$(PYTEST) $(ARGS)
+test: setup lint ## lint, then every test (needs root), JOBS=N at a time
+	@$(PYTEST) -n $(JOBS) --dist worksteal $(ARGS)
 
 test-unit: setup ## the tests that need no root
 	@$(PYTEST) tests/unit $(ARGS)

@@ -5,6 +5,8 @@
   elsewhere in this process. `@pytest.mark.may_leak("threads")` excuses one kind.
 - CI=true turns a skip for an unlisted reason into a failure (tests/ci_may_skip.txt), and makes the
   leak check blame a test for anything new on the machine; CKPT_STRICT_LEAKS=1 does only the latter.
+- With several workers (pytest -n) each has a tag of its own (tests/runtag.py) and blames its tests
+  only for what carries it; what is new on the machine then fails the whole run at its end.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import fnmatch
 import itertools
 import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -26,19 +29,40 @@ E2E = Path(__file__).resolve().parent / "e2e"
 # Counted, not random: a random part could look like another run's tag.
 _root_names = (Path(f"/tmp/ckpt-{runtag.TAG}-{number}") for number in itertools.count(1))
 _failed = pytest.StashKey[bool]()
+_at_start = pytest.StashKey[leaks.Snapshot]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
     os.environ[runtag.VARIABLE] = runtag.TAG
+    # A shell starts what runs in the background with SIGINT ignored, and so would every child here:
+    # what tests interrupt would not notice.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def is_worker(config: pytest.Config) -> bool:
+    """Whether this is one of several processes that run tests for a pytest -n."""
+    return hasattr(config, "workerinput")
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     """Take away what runs left that were killed; their owners are dead."""
-    if os.geteuid() != 0 or session.config.option.collectonly:
+    if os.geteuid() != 0 or session.config.option.collectonly or is_worker(session.config):
         return
     for tag in sweep.dead_runs():
         for line in sweep.sweep(tag):
             print(f"swept what an aborted run left: {line}")
+    if STRICT_LEAKS and getattr(session.config.option, "numprocesses", None):
+        session.config.stash[_at_start] = leaks.look(set(leaks.EVERYTHING) - set(leaks.LOCAL))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """With several workers: hold against the whole run what is new on the machine."""
+    before = session.config.stash.get(_at_start, None)
+    if before is not None and (new := leaks.new_since(before, strict=True)):
+        print(f"\nleft behind on the machine:\n{leaks.describe(new)}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 # --- needs and skips ------------------------------------------------------------------------------
@@ -99,7 +123,7 @@ def leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         kinds -= set(marker.args)
     before = leaks.look(kinds)
     yield
-    if new := leaks.new_since(before, strict=STRICT_LEAKS):
+    if new := leaks.new_since(before, strict=STRICT_LEAKS and not is_worker(request.config)):
         pytest.fail(f"left behind:\n{leaks.describe(new)}", pytrace=False)
 
 

@@ -28,9 +28,14 @@ def carries(text: str, tag: str = TAG) -> bool:
 
 
 def is_alive(tag: str) -> bool:
-    """Whether the run's owner still lives. A reused process id counts only if it's pytest again."""
+    """Whether the run's owner still lives. A reused process id counts only if it's pytest again.
+
+    The owner is pytest, or a worker of `pytest -n`, whose command line doesn't say so: its parent's does.
+    """
+    owner = Path("/proc", tag.removeprefix("t"))
     try:
-        command = Path("/proc", tag.removeprefix("t"), "cmdline").read_bytes()
+        parent = (owner / "stat").read_text().rpartition(")")[2].split()[1]
+        commands = [(owner / "cmdline").read_bytes(), Path("/proc", parent, "cmdline").read_bytes()]
     except OSError:
         return False
-    return b"pytest" in command
+    return any(b"pytest" in command for command in commands)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -39,3 +42,17 @@ def test_a_run_whose_process_is_no_pytest_is_dead() -> None:
 
 def test_processes_inherit_the_tag() -> None:
     assert os.environ[runtag.VARIABLE] == runtag.TAG
+
+
+def test_a_worker_is_alive_although_its_command_line_does_not_say_pytest() -> None:
+    program = "import subprocess; w = subprocess.Popen(['sleep', '30']); print(w.pid, flush=True)"
+    parent = subprocess.Popen(
+        [sys.executable, "-c", f"{program}; w.wait()", "pytest"], stdout=subprocess.PIPE, text=True
+    )
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    try:
+        assert runtag.is_alive(f"t{worker}")
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        parent.communicate()
