@@ -59,6 +59,7 @@ class StreamWriter:
         self._size = 0
         self._records = 0
         self._torn = False
+        self._fault: Exception | None = None
         self._ended = False
         self._stack = contextlib.ExitStack()
         self._stack.callback(self._mover.close)
@@ -198,6 +199,8 @@ class StreamWriter:
     def _header(
         self, kind: Type, part: int, length: int, flags: int = 0, payload: bytes = b""
     ) -> None:
+        if self._fault is not None:
+            raise self._fault  # of another thread's part: its reason is ours
         if self._torn or self._ended:
             raise BadInput(
                 doing="writing", target="the checkpoint stream", why="it has already ended"
@@ -213,8 +216,10 @@ class StreamWriter:
         """A failure in here leaves half a record behind: nothing can follow it."""
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             self._torn = True
+            if isinstance(error, Exception):
+                self._fault = error
             raise
 
 

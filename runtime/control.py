@@ -80,7 +80,7 @@ class Control:
         """The next JSON message. TIMEOUT in seconds. Raises TimedOut; SystemFault when the monitor is gone."""
         self.sock.settimeout(timeout)
         try:
-            data = self.sock.recv(PACKET)
+            data = receive_packet(self.sock, PACKET)
         except (TimeoutError, BlockingIOError):  # the latter for a timeout of 0
             raise TimedOut(
                 doing="waiting for the monitor of",
@@ -88,8 +88,6 @@ class Control:
                 why=f"no answer in {timeout:g} s",
                 retry=True,
             ) from None
-        except ConnectionResetError:
-            data = b""
         if not data:
             raise SystemFault(
                 doing="waiting for the monitor of", target=self._name, why=self._why_ended()
@@ -117,6 +115,16 @@ class Control:
         return answer
 
 
+def receive_packet(sock: socket.socket, size: int) -> bytes:
+    """The next packet; nothing at the end. Raises TimeoutError, BlockingIOError."""
+    while True:
+        try:
+            return sock.recv(size)
+        except ConnectionResetError:
+            # It closed with a word of ours unread, which the kernel reports first; what it said before is still there.
+            continue
+
+
 def _not_running(name: str) -> WrongState:
     return WrongState(
         doing="reaching",
@@ -126,8 +134,13 @@ def _not_running(name: str) -> WrongState:
     )
 
 
-def spawn_monitor(paths: ContainerPaths, plan: dict[str, Any], name: str) -> Control:
-    """Start a monitor on PLAN, detached from us, and return the connection to it."""
+def spawn_monitor(
+    paths: ContainerPaths, plan: dict[str, Any], name: str, *, pass_fds: tuple[int, ...] = ()
+) -> Control:
+    """Start a monitor on PLAN, detached from us, and return the connection to it.
+
+    PASS_FDS: descriptors that PLAN names and the monitor inherits.
+    """
     paths.run.mkdir(mode=0o711, parents=True, exist_ok=True)
     publish_json(paths.plan, plan)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -139,7 +152,7 @@ def spawn_monitor(paths: ContainerPaths, plan: dict[str, Any], name: str) -> Con
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=errors,
-            pass_fds=[theirs.fileno()],
+            pass_fds=[theirs.fileno(), *pass_fds],
             env={**os.environ, **_FRUGAL},
             cwd="/",
         )

@@ -10,6 +10,8 @@ from __future__ import annotations
 import base64
 import os
 import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from runtime import cgroups, syscalls
@@ -19,6 +21,7 @@ from runtime.security import compiled, rlimits
 from runtime.security import paths as secured
 from runtime.security.capabilities import Capabilities
 from runtime.spec import Mount, Process, Spec, resolve
+from runtime.stage.mounts import inside
 
 SAME = "same"
 """Instead of a job's filter program; see runtime/monitor/jobs.py."""
@@ -40,12 +43,18 @@ def build(
     abandoned: list[str],
     environment: dict[str, str],
     restore: dict[str, Any] | None,
+    tmpfs: Mapping[str, int],
 ) -> dict[str, Any]:
-    """The plan. LAYERS: directories, uppermost first. ENDED: the command that the monitor becomes at the end."""
+    """The plan. LAYERS: directories, uppermost first. ENDED: the command that the monitor becomes at the end.
+
+    TMPFS: descriptors that the monitor inherits, by key, of those that are there already.
+    """
     record, paths = container.record, container.paths
     spec = Spec(record.spec)
     config = NetworkConfig.from_dict(record.network)
     externals, mounts = _mounts(container, spec, cgroup)
+    for key, fd in tmpfs.items():
+        externals[key]["fd"] = fd
     plan: dict[str, Any] = {
         "id": record.id,
         "run_dir": str(paths.run),
@@ -186,6 +195,37 @@ def job_process(
     return {**process_plan(Process.from_dict(process)), "seccomp": SAME}
 
 
+@dataclass(frozen=True, slots=True)
+class Tmpfs:
+    """A tmpfs that travels with the container: its key among the outside mounts, and where it is in the container."""
+
+    key: str
+    point: str
+    flags: int
+    data: str
+
+    def directory(self, container: Container) -> str:
+        """Where the running container's is, without what is mounted on it: in the monitor's mount namespace."""
+        monitor = container.status().values["monitor_pid"]
+        return f"/proc/{monitor}/root{container.paths.run}/m/{self.key}"
+
+
+def tmpfs_of(container: Container) -> list[Tmpfs]:
+    """Those that the container's spec asks for."""
+    externals, mounts = _mounts(container, Spec(container.record.spec), None)
+    return [
+        Tmpfs(key, mount["destination"], externals[key]["flags"], externals[key]["data"])
+        for mount in mounts
+        if (key := mount["external"]) and externals.get(key, {}).get("kind") == "tmpfs"
+    ]
+
+
+def mount_point(init: int, destination: str) -> str:
+    """Where pid 1 found the place for a mount: a link in the image (/var/run) leads elsewhere."""
+    root = f"/proc/{init}/root"
+    return inside(root, destination).removeprefix(root) or "/"
+
+
 def external_points(container: Container) -> list[tuple[str, str]]:
     """Mount points that CRIU must take as given, and their keys: for `criu dump --external mnt[POINT]:KEY`."""
     spec = Spec(container.record.spec)
@@ -193,10 +233,10 @@ def external_points(container: Container) -> list[tuple[str, str]]:
     pairs = []
     with open(f"/proc/{init}/mountinfo") as file:
         points = {_unescape(line.split()[4]) for line in file}
-    externals, mounts = _mounts(container, spec, None)
+    _, mounts = _mounts(container, spec, None)
     for mount in mounts:
         if mount["external"]:
-            pairs.append((mount["destination"], mount["external"]))
+            pairs.append((mount_point(init, mount["destination"]), mount["external"]))
     for path in spec.masked_paths:
         if path in points:
             pairs.append((path, NULL if _is_masked_file(init, path) else EMPTY))
@@ -235,6 +275,15 @@ def _mounts(
             outside, entries = _cgroup_entries(mount)
             externals |= outside
             mounts += entries
+        elif mount.type == "tmpfs":
+            key = f"t{number}"
+            externals[key] = {
+                "kind": "tmpfs",
+                "flags": mount.flags,
+                "data": mount.data,
+                "id_base": container.record.id_base,
+            }
+            mounts.append(_entry(mount.destination, external=key, propagation=mount.propagation))
         else:
             mounts.append(_file_system(mount))
     for device in [*secured.default_devices(), *spec.devices]:

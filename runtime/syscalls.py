@@ -24,6 +24,9 @@ NR_BPF = 321 if _X86 else 280
 NR_PIDFD_SEND_SIGNAL = 424
 NR_OPEN_TREE = 428
 NR_MOVE_MOUNT = 429
+NR_FSOPEN = 430
+NR_FSCONFIG = 431
+NR_FSMOUNT = 432
 NR_CLOSE_RANGE = 436
 NR_PIDFD_GETFD = 438
 NR_MOUNT_SETATTR = 442
@@ -45,6 +48,8 @@ MS_NOEXEC = 0x8
 MS_REMOUNT = 0x20
 MS_BIND = 0x1000
 MS_MOVE = 0x2000
+MS_NOATIME = 0x400
+MS_NODIRATIME = 0x800
 MS_REC = 0x4000
 MS_PRIVATE = 0x40000
 MS_SLAVE = 0x80000
@@ -60,12 +65,20 @@ AT_EMPTY_PATH = 0x1000
 AT_RECURSIVE = 0x8000
 OPEN_TREE_CLONE = 1
 OPEN_TREE_CLOEXEC = os.O_CLOEXEC
+FSOPEN_CLOEXEC = 1
+FSCONFIG_SET_FLAG = 0
+FSCONFIG_SET_STRING = 1
+FSCONFIG_CMD_CREATE = 6
+FSMOUNT_CLOEXEC = 1
 MOVE_MOUNT_F_EMPTY_PATH = 0x4
 MOVE_MOUNT_T_EMPTY_PATH = 0x40
 MOUNT_ATTR_RDONLY = 0x1
 MOUNT_ATTR_NOSUID = 0x2
 MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOEXEC = 0x8
+MOUNT_ATTR_NOATIME = 0x10
+MOUNT_ATTR_STRICTATIME = 0x20
+MOUNT_ATTR_NODIRATIME = 0x80
 MOUNT_ATTR_IDMAP = 0x100000
 
 PR_SET_PDEATHSIG = 1
@@ -157,6 +170,40 @@ def move_mount(fd: int, target: str) -> None:
         ctypes.c_int(AT_FDCWD),
         _path(target),
         ctypes.c_uint(MOVE_MOUNT_F_EMPTY_PATH),
+    )
+
+
+def fsopen(kind: str) -> int:
+    """fsopen(2): a context in which a file system of KIND is configured."""
+    return _syscall(NR_FSOPEN, kind, _path(kind), ctypes.c_uint(FSOPEN_CLOEXEC))
+
+
+def fsconfig_string(fd: int, name: str, value: str) -> None:
+    """fsconfig(2), FSCONFIG_SET_STRING; without a VALUE FSCONFIG_SET_FLAG."""
+    command = FSCONFIG_SET_STRING if value else FSCONFIG_SET_FLAG
+    text = _path(value) if value else None
+    _syscall(
+        NR_FSCONFIG,
+        f"the option {name}={value}",
+        *(ctypes.c_int(fd), ctypes.c_uint(command), _path(name), text, ctypes.c_int(0)),
+    )
+
+
+def fsconfig_create(fd: int) -> None:
+    """fsconfig(2), FSCONFIG_CMD_CREATE: make the file system."""
+    _syscall(
+        NR_FSCONFIG,
+        "the file system",
+        *(ctypes.c_int(fd), ctypes.c_uint(FSCONFIG_CMD_CREATE), None, None, ctypes.c_int(0)),
+    )
+
+
+def fsmount(fd: int, attributes: int) -> int:
+    """fsmount(2): a detached mount of what the context FD made, as a descriptor."""
+    return _syscall(
+        NR_FSMOUNT,
+        "the file system",
+        *(ctypes.c_int(fd), ctypes.c_uint(FSMOUNT_CLOEXEC), ctypes.c_uint(attributes)),
     )
 
 

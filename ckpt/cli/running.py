@@ -48,7 +48,8 @@ def run(host: Host, rootfs: str, args: tuple[str, ...], detach: bool, **flags: A
         raise
     with control:
         if wish.remove:
-            control.send(op="care")
+            with contextlib.suppress(SystemFault):  # it has ended already
+                control.send(op="care")
         end = execute.follow(control, terminal=terminal, stdin=wish.stdin)
         if wish.remove and "detached" not in end:
             lifecycle.remove_quietly(host, name)

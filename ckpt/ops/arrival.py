@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import os
 import platform
 import threading
 import time
@@ -33,13 +34,14 @@ from images.parts import Sink
 from images.readdress import readdress
 from images.rewrite import Rewriter
 from images.sources import Source
+from runtime import launch, tmpfs
 from runtime.container import idrange
 from runtime.container.record import Container, Record, check_free, check_name, new_id
 from runtime.control import Control
 from runtime.criu import affinity, queues
 from runtime.criu.failures import CriuFault
 from runtime.criu.restore import Restorer
-from runtime.errors import NotFound, Unsupported, WrongState
+from runtime.errors import NotFound, Unsupported, WrongState, from_os_error
 from runtime.files import locked
 from runtime.network import host as network
 from runtime.network import plan as addresses
@@ -68,6 +70,8 @@ class Arrival:
         self.around: Surroundings
         self.restorer: Restorer
         self.times: dict[str, int] = {}
+        self.tmpfs: dict[str, int] = {}
+        """Mounts that hang nowhere yet, by key: filled here, put in place by the monitor."""
         self.late: Late | None = None
         self.notes: list[str] = []
         """What is different from before, for people."""
@@ -150,6 +154,16 @@ class Arrival:
         self.container.paths.etc.mkdir(mode=0o755)
         self.container.paths.logs.mkdir(mode=0o700)
         write_etc(self.container)
+        self._make_tmpfs()
+
+    def _make_tmpfs(self) -> None:
+        for one in launch.tmpfs_of(self.container):
+            try:
+                fd = tmpfs.make(one.flags, one.data, id_base=self.container.record.id_base)
+            except OSError as error:
+                raise from_os_error(error, doing="mounting", target=one.point) from error
+            self._stack.callback(os.close, fd)
+            self.tmpfs[one.key] = fd
 
     def _network(self, record: Record, everyone: list[Container]) -> NetworkConfig:
         """Its addresses of before; others where those are somebody else's now and it may have others."""
@@ -191,6 +205,9 @@ class Arrival:
 
     def apply_upper(self, fd: int) -> None:
         receive(fd, str(self.container.paths.upper), id_shift=self.id_shift)
+
+    def apply_tmpfs(self, key: str, fd: int) -> None:
+        receive(fd, f"/proc/self/fd/{self.tmpfs[key]}", id_shift=self.id_shift)
 
     def apply_logs(self, fd: int) -> None:
         receive(fd, str(self.container.paths.logs))
@@ -257,7 +274,7 @@ class Arrival:
         plan = self.restorer.plan(self.manifest.container["quiesced"])
         serve = Serve(self.restorer.directory)
         self.around = self._stack.enter_context(
-            bring_up(self.host, container, restore=plan, limits=False)
+            bring_up(self.host, container, restore=plan, tmpfs=self.tmpfs, limits=False)
         )
         self._server = threading.Thread(
             target=self._serve, args=(serve, source), name="serve", daemon=True

@@ -10,7 +10,8 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from ckpt.ops import hooks
@@ -59,10 +60,16 @@ class Surroundings:
 
 @contextlib.contextmanager
 def bring_up(
-    host: Host, container: Container, *, restore: dict[str, Any] | None = None, limits: bool = True
+    host: Host,
+    container: Container,
+    *,
+    restore: dict[str, Any] | None = None,
+    tmpfs: Mapping[str, int] = MappingProxyType({}),
+    limits: bool = True,
 ) -> Iterator[Surroundings]:
     """Yields with the monitor started. An exception inside undoes everything.
 
+    TMPFS: by key, the descriptors of those that are made and filled already.
     LIMITS: apply the resource limits now; a restore does it at its end, since CRIU works inside the cgroup.
     """
     around = Surroundings(host, container)
@@ -86,9 +93,12 @@ def bring_up(
             abandoned=host.command("internal", "abandoned", container.record.id),
             environment=_environment(),
             restore=restore,
+            tmpfs=tmpfs,
         )
         plan["monitor_procs"] = cgroups.monitors(host.layout)
-        around.control = spawn_monitor(container.paths, plan, container.record.name)
+        around.control = spawn_monitor(
+            container.paths, plan, container.record.name, pass_fds=tuple(tmpfs.values())
+        )
         undo.callback(around.control.close)
         yield around
         undo.pop_all()

@@ -1,7 +1,7 @@
 """A container that is being dumped: the source's half of every checkpoint and migration.
 
     prepare()            what will be needed is looked up; the monitor is told; nothing is frozen
-    sync_upper(target)   rounds over the upper directory while the container runs
+    sync_files(target)   rounds over its files while the container runs
     freeze_and_dump()    the frozen window opens; images and the last file changes go into the target
     kill() | resume()    the verdict
 
@@ -26,8 +26,9 @@ from ckpt.ops.carry import Carrier
 from ckpt.ops.host import Host
 from ckpt.ops.late import NAME as LATE
 from ckpt.ops.late import Late
-from ckpt.ops.outgoing import Beside, Held, Target, part_by, send_layers
+from ckpt.ops.outgoing import Beside, Held, Target, send_layers
 from ckpt.ops.processor import cpu_features
+from ckpt.ops.trees import LOGS, Tree, trees_of
 from images import remaps
 from images.criu_stream import Capture
 from images.errors import ImageFault
@@ -47,8 +48,7 @@ from runtime.criu.page_server import PageServer
 from runtime.criu.watches import watched_paths
 from runtime.errors import Conflict, RuntimeFault, SystemFault
 from runtime.network.config import NetworkConfig
-from runtime.tree import below, shared_writable
-from runtime.tree.sync import Synchroniser
+from runtime.tree import shared_writable
 from runtime.veil.veil import Veil
 
 DUMP_LIMIT = 3600.0
@@ -78,12 +78,9 @@ class Departure:
         self._door: Door | None = None
         self._linked = False
         self._queues: queues.Found | None = None
-        base = container.record.id_base
-        shift = (base, container.record.id_size) if base else None
-        self.upper = Synchroniser(str(container.paths.upper), id_shift=shift)
-        self.rounds = 0
-        self._logs = Synchroniser(str(container.paths.logs))
-        self._log_rounds = 0
+        self._trees: list[Tree] = []
+        self._synced = False
+        self._logs = Tree(LOGS, str(container.paths.logs))
 
     def __enter__(self) -> Departure:
         return self
@@ -116,6 +113,7 @@ class Departure:
         self.quiesced = self._control.call(
             "quiesce", reason=self._reason, environment=_ways_to_others()
         )
+        self._trees = trees_of(self.container)
         externals = launch.external_points(self.container)
         self.quiesced["externals"] = [list(pair) for pair in externals]
         self._init_pid = status.init_pid
@@ -140,6 +138,7 @@ class Departure:
             own_network=self.network.kind != "host",
             leave_running=self._leave_running,
             target=f"container {self.container.record.name}",
+            programs=self.host.paths.programs,
         )
 
     @property
@@ -172,24 +171,13 @@ class Departure:
             left_running=self._leave_running,
         )
 
-    def sync_upper(self, target: Target, *, frozen: bool = False) -> int:
-        """One round over the upper directory, as a part of its own; returns bytes of file content sent."""
-        if not self.rounds:
-            self.sync_logs(target)
-        name = f"upper-{self.rounds:03d}.tree"
-        self.rounds += 1
-        suspects = self._mapped() if frozen else ()
-        return part_by(
-            target,
-            name,
-            lambda fd: self.upper.round(fd, frozen=frozen, suspects=suspects).data_bytes,
-        )
-
-    def sync_logs(self, target: Target, *, frozen: bool = False) -> None:
-        """One round over the logs of the container and its jobs."""
-        name = f"logs-{self._log_rounds:03d}.tree"
-        self._log_rounds += 1
-        part_by(target, name, lambda fd: self._logs.round(fd, frozen=frozen).data_bytes)
+    def sync_files(self, target: Target, *, frozen: bool = False) -> int:
+        """One round over the files, as parts of their own; returns bytes of file content sent."""
+        if not frozen and not self._synced:
+            self._logs.round(target)
+        self._synced = True
+        mapped = self._mapped() if frozen else ()
+        return sum(tree.round(target, frozen=frozen, mapped=mapped) for tree in self._trees)
 
     def _late(self, target: Target) -> None:
         """What is known only now: the ends of jobs, input not read yet, and what CRIU leaves out."""
@@ -200,7 +188,7 @@ class Departure:
             base = self.container.record.id_base
             late.queues = queues.save(self._init_pid, self._queues, base)
         late.settle(self._control)
-        self.sync_logs(target, frozen=True)
+        self._logs.round(target, frozen=True)
         with Mover(doing="copying", target=LATE) as mover:
             pour_bytes(target.sink(FILES), LATE, late.to_bytes(), mover)
 
@@ -209,7 +197,7 @@ class Departure:
         found: set[bytes] = set()
         for pid in self.host.cgroup(self.container).pids():
             with contextlib.suppress(OSError, RuntimeFault):
-                found |= set(below(shared_writable(pid), "/"))
+                found |= shared_writable(pid)
         return found
 
     def send_layers(self, target: Target, *, only: list[str] | None = None) -> int:
@@ -297,7 +285,7 @@ class Departure:
             dumper.require_alive()
         # CRIU opens its first image when every task is frozen: what files and memory are now is what they stay.
         with Beside(self._carrier.last if self._carrier else None, checked):
-            self.sync_upper(target, frozen=True)
+            self.sync_files(target, frozen=True)
             self._late(target)
             self.times["files"] = time.time_ns()
             dumper.dumped(DUMP_LIMIT, checked)
@@ -310,7 +298,7 @@ class Departure:
         if remaps.NAME in sink.held and remaps.has_links(sink.held[remaps.NAME]):
             # CRIU gave new names to files that had lost the one they were opened by.
             self._linked = True
-            self.sync_upper(target, frozen=True)
+            self.sync_files(target, frozen=True)
         self.times["dumped"] = time.time_ns()
         if self._carrier is not None:
             self._carrier.settle(checked)

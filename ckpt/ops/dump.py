@@ -42,7 +42,7 @@ def to_store(
         ):
             departure.prepare()
             manifest = departure.manifest(title)
-            departure.sync_upper(draft)
+            departure.sync_files(draft)
             departure.freeze_and_dump(draft)
             if leave_running:
                 # Digests and the disk can wait until it runs again: the images are complete.
@@ -78,7 +78,7 @@ def to_stream(
                 manifest = departure.manifest(title)
                 writer.manifest(manifest.to_bytes())
                 departure.send_layers(writer)
-                departure.sync_upper(writer)
+                departure.sync_files(writer)
                 departure.freeze_and_dump(writer)
                 writer.end()
             except BaseException as error:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
 import signal
+import socket
 import sys
 import termios
 import tty
@@ -14,7 +16,7 @@ from typing import Any
 
 from ckpt.ops.host import Host
 from runtime import launch
-from runtime.control import Control
+from runtime.control import Control, receive_packet
 
 CHUNK = 16 * 1024
 
@@ -122,18 +124,18 @@ def _copy(control: Control, *, stdin: bool, person: bool) -> dict[str, Any]:
                 data = os.read(0, CHUNK)
                 if not data:
                     poll.unregister(0)
-                    sock.send(b"i")
+                    _tell(sock, b"i")
                     continue
                 if person:
                     data, leave = leaving(data)
                     if data:
-                        sock.send(b"i" + data)
+                        _tell(sock, b"i" + data)
                     if leave:
                         return DETACHED
                 else:
-                    sock.send(b"i" + data)
+                    _tell(sock, b"i" + data)
             else:
-                packet = sock.recv(1 << 18)
+                packet = receive_packet(sock, 1 << 18)
                 if not packet:
                     return LOST
                 kind, data = packet[:1], packet[1:]
@@ -144,6 +146,12 @@ def _copy(control: Control, *, stdin: bool, person: bool) -> dict[str, Any]:
                 elif kind == b"x":
                     end: dict[str, Any] = json.loads(data)
                     return end
+
+
+def _tell(sock: socket.socket, packet: bytes) -> None:
+    """To a monitor that may have ended; what it said last is still to be read."""
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        sock.send(packet)
 
 
 def _write(fd: int, data: bytes) -> None:
@@ -197,8 +205,8 @@ class _Signals:
             signal.signal(number, handler)
 
     def _pass(self, number: int, _: object) -> None:
-        self._control.sock.send(b"k%d" % number)
+        _tell(self._control.sock, b"k%d" % number)
 
     def _resize(self, *_: object) -> None:
         size = os.get_terminal_size(1)
-        self._control.sock.send(b"w%d,%d" % (size.lines, size.columns))
+        _tell(self._control.sock, b"w%d,%d" % (size.lines, size.columns))

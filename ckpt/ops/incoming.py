@@ -1,7 +1,8 @@
 """Parts of kind "files" on their way in: each is applied where it belongs while it comes.
 
 upper-NNN.tree   rounds over the upper directory, in the order in which they come
-logs-NNN.tree    the same for the logs
+tmpfs-KEY-NNN.tree  the same for a tmpfs
+logs-NNN.tree    and for the logs
 layer-DIGEST.tree   a read-only layer that comes along
 late.json        what was known last (ckpt/ops/late.py)
 """
@@ -17,6 +18,7 @@ from ckpt.ops.host import Host
 from ckpt.ops.late import MAX_SIZE as MAX_LATE
 from ckpt.ops.late import NAME as LATE
 from ckpt.ops.late import Late
+from ckpt.ops.trees import LOGS, TMPFS, UPPER
 from images.manifest import Manifest
 from images.moving import Mover
 from images.parts import Part, Sink
@@ -26,13 +28,14 @@ from runtime.tree.receive import receive
 if TYPE_CHECKING:
     from ckpt.ops.arrival import Arrival
 
-_UPPER = "upper-"
-_LOGS = "logs-"
+_UPPER = f"{UPPER}-"
+_TMPFS = f"{TMPFS}-"
+_LOGS = f"{LOGS}-"
 _LAYER = "layer-"
 
 
 class FilesSink:
-    """Applies `upper-NNN.tree` to the upper directory in the order in which they come, and takes in layers."""
+    """Applies trees to their directories in the order in which they come, and takes in layers."""
 
     def __init__(self, arrival: Arrival) -> None:
         self._arrival = arrival
@@ -40,6 +43,10 @@ class FilesSink:
     def open(self, name: str) -> Part:
         if name.startswith(_UPPER):
             return _TreePart(self._arrival.apply_upper)
+        if name.startswith(_TMPFS):
+            key = name.removeprefix(_TMPFS).partition("-")[0]
+            if key in self._arrival.tmpfs:
+                return _TreePart(lambda fd: self._arrival.apply_tmpfs(key, fd))
         if name.startswith(_LOGS):
             return _TreePart(self._arrival.apply_logs)
         if name == LATE:

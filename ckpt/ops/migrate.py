@@ -379,7 +379,7 @@ class Migration:
         self.report.bytes_layers = self._departure.send_layers(self._writer, only=missing)
         self._phase("layers", "files")
         for _ in range(PRESYNC_ROUNDS):
-            sent = self._departure.sync_upper(self._writer)
+            sent = self._departure.sync_files(self._writer)
             self.report.bytes_files += sent
             self._going()
             if sent < SMALL_ROUND:

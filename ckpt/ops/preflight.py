@@ -15,6 +15,7 @@ from typing import Any
 from ckpt import SOFTWARE
 from ckpt.ops.host import Host
 from ckpt.ops.processor import cpu_features
+from ckpt.ops.trees import tmpfs_bytes
 from runtime.container import record as records
 from runtime.container.record import Container
 from runtime.criu.obstacles import obstacles
@@ -50,7 +51,7 @@ def source_facts(host: Host, container: Container, pids: list[int]) -> dict[str,
         "cpu_features": list(cpu_features()),
         "layers": {digest: host.layers.info(digest).data_bytes for digest in record.layers},
         "network": record.network,
-        "memory": memory_of(pids),
+        "memory": memory_of(pids) + tmpfs_bytes(container),
         "files": tree_size(container.paths.upper),
         "binds": [
             str(mount.get("source"))

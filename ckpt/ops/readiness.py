@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ckpt.ops.host import Host
 from ckpt.ops.preflight import tree_size
+from ckpt.ops.trees import tmpfs_bytes
 from images.errors import NoSpace
 from runtime.container.record import Container
 from runtime.criu.obstacles import Obstacle, obstacles
@@ -43,7 +44,7 @@ def forecast(host: Host, container: Container) -> Forecast:
         container=container.record.name,
         processes=len(pids),
         images=sum(map(own_memory, pids)),
-        files=tree_size(container.paths.upper),
+        files=tree_size(container.paths.upper) + tmpfs_bytes(container),
         free=space.f_bavail * space.f_frsize,
         obstacles=tuple(obstacles(pids)),
     )

@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime import preload
 from runtime.criu import failures, options
 from runtime.criu.binary import Criu
 from runtime.criu.hooks import Asked, Hooks
@@ -28,6 +29,7 @@ from runtime.errors import TimedOut
 from runtime.veil.veil import Veil
 
 HOOKS = ("pre-dump", "post-dump")
+EMPTY_CONNTRACK = Path(__file__).with_name("empty_conntrack.c")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,13 @@ class Dumper:
         own_network: bool,
         leave_running: bool,
         target: str,
+        programs: Path,
         timeout: int = 20,
     ) -> None:
+        """PROGRAMS: where what we compile lies."""
         self._target = target
         self._lazy: Lazy | None = None
+        self._libraries = [preload.library(EMPTY_CONNTRACK, programs)]
         self.log = work / "dump.log"
         self._timeout = timeout
         self._hooks = Hooks(HOOKS)
@@ -101,9 +106,12 @@ class Dumper:
 
     def start(self) -> None:
         """Start CRIU and wait until it is ready to freeze: its own preparations are not part of the frozen window."""
-        argv, fds = self._argv, []
-        if self._lazy is not None:
-            argv = self._lazy.veil.wrap([*argv, *self._lazy.server.options])
+        fds = []
+        if self._lazy is None:
+            argv = preload.command(self._argv, self._libraries, {})
+        else:
+            options = self._lazy.server.options
+            argv = self._lazy.veil.wrap([*self._argv, *options], beside=self._libraries)
             fds = [self._lazy.server.inherit, *self._lazy.veil.pass_fds]
         self._process = subprocess.Popen(
             argv,

@@ -16,8 +16,6 @@ MS_SYNCHRONOUS = 0x10
 MS_MANDLOCK = 0x40
 MS_DIRSYNC = 0x80
 MS_NOSYMFOLLOW = 0x100
-MS_NOATIME = 0x400
-MS_NODIRATIME = 0x800
 MS_UNBINDABLE = 0x20000
 
 _FLAGS: dict[str, tuple[int, int]] = {  # word: (set, clear)
@@ -35,10 +33,10 @@ _FLAGS: dict[str, tuple[int, int]] = {  # word: (set, clear)
     "dirsync": (MS_DIRSYNC, 0),
     "mand": (MS_MANDLOCK, 0),
     "nomand": (0, MS_MANDLOCK),
-    "atime": (0, MS_NOATIME),
-    "noatime": (MS_NOATIME, 0),
-    "diratime": (0, MS_NODIRATIME),
-    "nodiratime": (MS_NODIRATIME, 0),
+    "atime": (0, sc.MS_NOATIME),
+    "noatime": (sc.MS_NOATIME, 0),
+    "diratime": (0, sc.MS_NODIRATIME),
+    "nodiratime": (sc.MS_NODIRATIME, 0),
     "relatime": (sc.MS_RELATIME, 0),
     "norelatime": (0, sc.MS_RELATIME),
     "strictatime": (sc.MS_STRICTATIME, 0),

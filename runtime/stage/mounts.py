@@ -3,10 +3,10 @@
 Two halves, because each can do what the other cannot:
 
 1. `assemble`, in the monitor's private mount namespace: layers idmapped into the container's id range, overlayfs over
-   them, and every mount that comes from outside (volumes, device nodes, DNS files) made ready at `m/<key>` with its
-   final flags and idmap. Only host root may idmap, and CRIU, which the monitor starts for a restore, finds the outside
-   mounts there under the same keys: `--external mnt[KEY]:m/KEY`.
-2. `enter_root`, in pid 1: file systems that belong to its namespaces (proc, tmpfs, devpts, mqueue, sysfs), the outside
+   them, and every mount that comes from outside (volumes, tmpfs, device nodes, DNS files) made ready at `m/<key>` with
+   its final flags and idmap. Only host root may idmap, and CRIU, which the monitor starts for a restore, finds the
+   outside mounts there under the same keys: `--external mnt[KEY]:m/KEY`.
+2. `enter_root`, in pid 1: file systems that belong to its namespaces (proc, devpts, mqueue, sysfs), the outside
    mounts bound to their places, masks, and the root pivoted. CRIU recreates this half by itself.
 
 An idmapped upper directory makes overlayfs read-only, so the upper directory has shifted owners on disk, and only the
@@ -19,6 +19,7 @@ import os
 import stat
 
 from runtime import syscalls as sc
+from runtime import tmpfs
 
 TYPE_CHECKING = False  # importing typing costs the monitor half a megabyte
 if TYPE_CHECKING:
@@ -133,6 +134,13 @@ def _external(external: dict[str, Any], target: str, userns: int | None) -> None
         os.chown(target, external["uid"], external["gid"])
         os.chmod(target, external["mode"])
         return
+    if external["kind"] == "tmpfs":
+        os.mkdir(target)
+        fd = external.get("fd", -1)
+        if fd < 0:
+            fd = tmpfs.make(external["flags"], external["data"], id_base=external["id_base"])
+        tmpfs.attach(fd, target, external["flags"])
+        return
     if external["kind"] == "empty":
         for path in (target, *(os.path.join(target, name) for name in external["names"])):
             os.mkdir(path)
@@ -162,7 +170,7 @@ def _make_mount_point(path: str, directory: bool) -> None:
         os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o644))
 
 
-def _inside(root: str, path: str) -> str:
+def inside(root: str, path: str) -> str:
     """PATH of the container as a path here; symbolic links on the way are followed inside ROOT only.
 
     Without this a link in an image (/run -> /etc) could make us mount over a directory of the host.
@@ -202,12 +210,12 @@ def enter_root(plan: dict[str, Any], root: str, *, before_pivot: Callable[[], No
         _mount(entry, where, root)
     _device_links(root)
     for path in plan["readonly_paths"]:
-        target = _inside(root, path)
+        target = inside(root, path)
         if os.path.exists(target):
             sc.mount(target, target, None, sc.MS_BIND | sc.MS_REC)
             _remount(target, sc.MS_RDONLY)
     for path in plan["masked_paths"]:
-        target = _inside(root, path)
+        target = inside(root, path)
         if os.path.isdir(target):
             # Not a tmpfs of its own: CRIU runs tar for each one, in the frozen window.
             sc.mount(os.path.join(where, plan["mask_directory"]), target, None, sc.MS_BIND)
@@ -237,7 +245,7 @@ def _remount(target: str, flags: int) -> None:
 
 
 def _mount(entry: dict[str, Any], where: str, root: str) -> None:
-    target = _inside(root, entry["destination"])
+    target = inside(root, entry["destination"])
     if entry["external"]:
         source = os.path.join(where, entry["external"])
         _make_mount_point(target, os.path.isdir(source))
@@ -250,7 +258,7 @@ def _mount(entry: dict[str, Any], where: str, root: str) -> None:
 
 
 def _device_links(root: str) -> None:
-    dev = _inside(root, "/dev")
+    dev = inside(root, "/dev")
     for name, link in (
         ("fd", "/proc/self/fd"),
         ("stdin", "/proc/self/fd/0"),

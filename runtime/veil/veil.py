@@ -11,24 +11,13 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from runtime.compiled import compiled
+from runtime import preload
 from runtime.errors import Unsupported
 from runtime.tracking import pagemap
 
 log = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("preload.c")
-_FLAGS = [
-    "-Os",
-    "-shared",
-    "-fPIC",
-    "-nostdlib",
-    "-ffreestanding",
-    "-fno-stack-protector",
-    "-fvisibility=hidden",
-    "-Wl,--build-id=none",
-    "-s",
-]
 _VARIABLE = "CKPT_VEIL_FD"
 _REFUSED = 0xFFFFFFFF
 _PAGE = 4096
@@ -49,7 +38,7 @@ def require(cache: Path) -> None:
             target="CRIU",
             why="this kernel has no PAGEMAP_SCAN (Linux 6.7)",
         )
-    compiled(SOURCE, _FLAGS, cache)
+    preload.library(SOURCE, cache)
 
 
 class Veil:
@@ -67,7 +56,7 @@ class Veil:
         fault is in `fault`. CACHE: where the compiled library lies. Raises Unsupported, NotFound.
         """
         require(cache)
-        self._library = compiled(SOURCE, _FLAGS, cache)
+        self._library = preload.library(SOURCE, cache)
         self._hide = hide
         self.fault: Exception | None = None
         """What `hide` raised."""
@@ -88,10 +77,10 @@ class Veil:
         """Descriptors that CRIU must inherit, until started()."""
         return (self._theirs.fileno(),)
 
-    def wrap(self, argv: Sequence[str]) -> list[str]:
-        """The command line that runs ARGV behind the veil."""
-        preload = f"LD_PRELOAD={self._library}"
-        return ["env", preload, f"{_VARIABLE}={self._theirs.fileno()}", *argv]
+    def wrap(self, argv: Sequence[str], *, beside: Sequence[Path] = ()) -> list[str]:
+        """The command line that runs ARGV behind the veil. BESIDE: other libraries to load."""
+        variables = {_VARIABLE: str(self._theirs.fileno())}
+        return preload.command(argv, [self._library, *beside], variables)
 
     def started(self) -> None:
         """CRIU has its end of the socket: close ours of it, so that its end is seen."""

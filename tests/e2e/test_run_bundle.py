@@ -161,8 +161,9 @@ def hooks(tmp_path: Path, **failing: int) -> Change:
 @pytest.fixture
 def open_path(tmp_path: Path) -> Path:
     """A directory that the container's ids may walk through."""
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
+    for folder in (tmp_path, *tmp_path.parents):
+        if "pytest-of-" in str(folder):
+            folder.chmod(0o755)
     return tmp_path
 
 

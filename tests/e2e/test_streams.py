@@ -45,9 +45,11 @@ def a_stream(box: Box, *words: object) -> bytes:
 
 
 def on_disk(root: Path) -> int:
-    """Bytes below ROOT, but for what is mounted there. What vanishes meanwhile makes du complain."""
-    done = subprocess.run(["du", "-sxb", str(root)], capture_output=True, text=True)
-    return int(done.stdout.split()[0])
+    """Bytes below ROOT, but for what is mounted there. What vanishes meanwhile makes du complain, or give up."""
+    while True:
+        done = subprocess.run(["du", "-sxb", str(root)], capture_output=True, text=True)
+        if done.stdout:
+            return int(done.stdout.split()[0])
 
 
 def most_on_disk(root: Path, process: subprocess.Popen[bytes]) -> int:
