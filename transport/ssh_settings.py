@@ -17,7 +17,7 @@ import pwd
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transport.errors import TransportFault, Unreachable, one_line
@@ -66,10 +66,12 @@ class ConfigFiles:
 
     ``config`` replaces ~/.ssh/config and /etc/ssh/ssh_config; ``known_hosts`` replaces every
     known_hosts file.  CKPT_SSH_CONFIG and CKPT_KNOWN_HOSTS say the same from outside.
+    ``more_known`` is one more known_hosts file besides whichever count; it may be missing.
     """
 
     config: Path | None = None
     known_hosts: Path | None = None
+    more_known: Path | None = None
 
     @staticmethod
     def from_environment(env: Mapping[str, str] = os.environ) -> ConfigFiles:
@@ -107,6 +109,7 @@ class SshConfig:
     """
 
     def __init__(self, files: ConfigFiles) -> None:
+        self._more_known = files.more_known
         text = _compose(files).encode()
         self._fd = os.memfd_create("ckpt-ssh-config", os.MFD_CLOEXEC)
         os.write(self._fd, text)
@@ -142,7 +145,11 @@ class SshConfig:
                 target=str(target),
                 why=one_line(done.stderr) or f"ssh -G ended with {done.returncode}",
             )
-        return _settings(target, done.stdout)
+        settings = _settings(target, done.stdout)
+        if self._more_known is not None:
+            known = (*settings.known_hosts, str(self._more_known))
+            return replace(settings, known_hosts=known)
+        return settings
 
     def close(self) -> None:
         if self._fd >= 0:
@@ -155,6 +162,10 @@ def _compose(files: ConfigFiles) -> str:
     if files.known_hosts is not None:
         text += f"  UserKnownHostsFile {_quoted(files.known_hosts)}\n"
         text += "  GlobalKnownHostsFile none\n"
+    if files.more_known is not None and files.more_known.is_file():
+        # The one way to add to UserKnownHostsFile instead of replacing it (OpenSSH 8.5).
+        cat = shutil.which("cat", path="/usr/bin:/bin") or "/bin/cat"
+        text += f"  KnownHostsCommand {cat} {_quoted(files.more_known).replace('%', '%%')}\n"
     if files.config is not None:
         if not files.config.is_file():
             raise TransportFault(

@@ -24,6 +24,7 @@ class _Commands(LazyGroup):
         "ckpt.cli.checkpoints": ("dump", "restore", "checkpoints"),
         "ckpt.cli.migration": ("migrate", "agent", "recover"),
         "ckpt.cli.doctor": ("doctor",),
+        "ckpt.cli.hosts": ("host",),
         "ckpt.cli.internal": ("internal",),
     }
 

@@ -8,7 +8,7 @@ import textwrap
 import click
 
 from ckpt.cli import show
-from ckpt.cli.types import command, json_option
+from ckpt.cli.types import HOST, command, json_option
 from ckpt.ops import doctor as doctors
 from ckpt.ops.doctor import Row
 from ckpt.ops.host import Host
@@ -19,7 +19,7 @@ _MARKS = {"ok": ("ok", "green"), "warn": ("warn", "yellow"), "bad": ("BAD", "red
 @command("doctor")
 @click.option("--fix", is_flag=True, help="Do what is harmless, and say what was done.")
 @json_option
-@click.argument("target", metavar="[[USER@]HOST[:PORT]]", required=False)
+@click.argument("target", metavar="[HOST]", type=HOST, required=False)
 def doctor(host: Host, target: str | None, fix: bool, as_json: bool) -> None:
     """What this host, or another one, can do.
 
@@ -32,7 +32,7 @@ def doctor(host: Host, target: str | None, fix: bool, as_json: bool) -> None:
     ckpt doctor root@other --json
     """
     if target is not None:
-        rows, fixed = doctors.examine_host(target, fix=fix)
+        rows, fixed = doctors.examine_host(host, target, fix=fix)
     else:
         rows, fixed = doctors.examine(host), []
         if fix:
@@ -47,12 +47,12 @@ def doctor(host: Host, target: str | None, fix: bool, as_json: bool) -> None:
         for cured in fixed:
             outcome = "done" if cured["worked"] else f"failed ({cured['repair']})"
             click.echo(f"{outcome}: {cured['did']}")
-        _table(rows)
+        verdict_table(rows)
         click.echo(_verdict(rows, well))
     sys.exit(0 if well else 1)
 
 
-def _table(rows: list[Row]) -> None:
+def verdict_table(rows: list[Row]) -> None:
     """A line for each row; what is wrong goes below it, with what to do."""
     width = max(len(row.name) for row in rows)
     for row in rows:

@@ -13,7 +13,7 @@ from ckpt.cli import show
 from ckpt.cli.edge import SIGNALLED, exit_code
 from ckpt.cli.edge import report as report_fault
 from ckpt.cli.progress import MigrationProgress
-from ckpt.cli.types import CONTAINER, command, json_option
+from ckpt.cli.types import CONTAINER, HOST, command, json_option
 from ckpt.ops import interrupt
 from ckpt.ops import migrate as migrating
 from ckpt.ops import recover as recovering
@@ -65,7 +65,7 @@ from transport.protocol import Outcome
 )
 @json_option
 @click.argument("name", type=CONTAINER)
-@click.argument("target", metavar="[USER@]HOST[:PORT]")
+@click.argument("target", metavar="HOST", type=HOST)
 def migrate(
     host: Host,
     name: str,
@@ -80,7 +80,7 @@ def migrate(
     lanes: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Move a running container to another host.
+    """Move a running container to another host: a name (ckpt host add) or [USER@]HOST[:PORT].
 
     Whatever fails, exactly one copy runs. The other host needs ckpt, and its host key must be known.
 

@@ -49,7 +49,26 @@ class CheckpointName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
+class HostName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A host's name (ckpt host add), or [USER@]HOST[:PORT]; completed from the names."""
+
+    name = "host"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        from ckpt.ops.hosts import Registry  # SSH's libraries: not for every command
+
+        root = ctx.find_root().params.get("root")
+        try:
+            names = [one.name for one in Registry(Host.here(root)).all()]
+        except (RuntimeFault, OSError):
+            return []
+        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
 CONTAINER = ContainerName()
+HOST = HostName()
 CHECKPOINT = CheckpointName()
 
 

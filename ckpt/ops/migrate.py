@@ -28,6 +28,7 @@ from ckpt.ops.carry import Carrier
 from ckpt.ops.convergence import Limits
 from ckpt.ops.departure import Departure
 from ckpt.ops.host import Host, lock_container
+from ckpt.ops.hosts import Registry
 from ckpt.ops.journal import Entry, Journal
 from ckpt.ops.preflight import checks, source_facts, source_findings, why_not_warm_there
 from ckpt.ops.report import Report
@@ -109,7 +110,8 @@ class Migration:
         self.report = Report(
             identity, container.record.name, target, "cold" if mode == "cold" else "warm"
         )
-        self._remote = remote_command()
+        self._hosts = Registry(host)
+        self._remote = self._hosts.command(target)
         self._stack = contextlib.ExitStack()
         self._session: ssh.Session | None = None
         self._lane: LaneWriter | None = None
@@ -257,7 +259,7 @@ class Migration:
         return refused
 
     def _dial(self, ssh_timeout: float | None) -> FrameLink:
-        session = ssh.connect(self.report.target, timeout=ssh_timeout)
+        session = self._hosts.connect(self.report.target, timeout=ssh_timeout)
         self._stack.callback(session.close)
         self._session = session
         agent = session.open_command([*self._remote, "agent"])
@@ -292,7 +294,8 @@ class Migration:
                 role="source",
                 container=self.container.record.id,
                 name=self.container.record.name,
-                peer=self.report.target,
+                # Not its name here: that may be taken away before `ckpt recover` needs it.
+                peer=self._hosts.meant(self.report.target).target,
                 state=str(state),
             )
             self._journal = Journal(self.host.paths.journals, entry)
@@ -546,11 +549,6 @@ def _given_up(container: Container) -> SystemFault:
     return SystemFault(
         doing="migrating", target=f"container {container.record.name}", why="it was given up"
     )
-
-
-def remote_command() -> list[str]:
-    """How ckpt is started at the other host."""
-    return os.environ.get("CKPT_REMOTE", "ckpt").split()
 
 
 def bury_held(host: Host, container: Container) -> None:

@@ -198,9 +198,13 @@ def test_known_hosts_counts_keys_not_comments(tmp_path, monkeypatch):
     file = tmp_path / "known"
     file.write_text("# comment\n\na ssh-ed25519 AAAA\nb ssh-ed25519 BBBB\n")
     monkeypatch.setenv("CKPT_KNOWN_HOSTS", str(file))
-    assert login.known_hosts().value == "2 keys"
+    host = Host(HostPaths(tmp_path / "root", tmp_path / "run"))
+    assert login.known_hosts(host).value == "2 keys"
     file.write_text("# nothing\n")
-    assert login.known_hosts().level == "warn"
+    assert login.known_hosts(host).level == "warn"
+    host.paths.root.mkdir()
+    (host.paths.root / "known_hosts").write_text("c ssh-ed25519 CCCC\n")
+    assert login.known_hosts(host).value == "1 keys", "those that ckpt host add has accepted"
 
 
 def v2_layout(folder: Path, *controllers: str) -> Layout:

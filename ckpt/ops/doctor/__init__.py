@@ -36,7 +36,7 @@ def examine(host: Host) -> list[Row]:
         **cgroups.probes(host),
         **files.probes(host),
         **network.probes(),
-        **login.probes(),
+        **login.probes(host),
     }
     return [asked(name, probe) for name, probe in probes.items()]
 

@@ -9,6 +9,8 @@ import struct
 from pathlib import Path
 
 from ckpt.ops.doctor.row import Probe, Row
+from ckpt.ops.host import Host
+from ckpt.ops.hosts import Registry
 from runtime.programs import run
 
 _CONSEQUENCE = "no migration to other hosts"
@@ -18,11 +20,11 @@ _PATIENCE = 1.0
 _MOST = 1 << 18
 
 
-def probes() -> dict[str, Probe]:
+def probes(host: Host) -> dict[str, Probe]:
     return {
         "SSH client": client,
         "SSH keys": keys,
-        "known_hosts": known_hosts,
+        "known_hosts": lambda: known_hosts(host),
     }
 
 
@@ -73,16 +75,16 @@ def _agent_keys() -> int | None:
     return int(count) if kind == _IDENTITIES_ANSWER and length <= _MOST else None
 
 
-def known_hosts() -> Row:
+def known_hosts(host: Host) -> Row:
     given = os.environ.get("CKPT_KNOWN_HOSTS")
     default = (Path.home() / ".ssh/known_hosts", Path("/etc/ssh/ssh_known_hosts"))
     places = (Path(given),) if given else default
     count = 0
-    for place in places:
+    for place in (*places, Registry(host).keys_file):
         if place.is_file():
             lines = place.read_text(errors="replace").splitlines()
             count += sum(1 for line in lines if line.strip() and not line.startswith("#"))
     if count:
         return Row("known_hosts", f"{count} keys")
-    fix = "connect once with: ssh USER@HOST, and compare the fingerprint"
+    fix = "ckpt host add NAME USER@HOST, and compare the fingerprint"
     return Row("known_hosts", "empty", "warn", "unknown hosts are refused, so all are", fix)

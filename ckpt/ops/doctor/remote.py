@@ -7,9 +7,10 @@ import time
 from typing import Any
 
 from ckpt.ops.doctor.row import Row, row_from
-from ckpt.ops.migrate import remote_command
+from ckpt.ops.host import Host
+from ckpt.ops.hosts import Registry
 from transport.errors import LinkLost, ProtocolFault, one_line
-from transport.ssh import Session, connect
+from transport.ssh import Session
 
 _SECONDS = 120.0
 """For `--fix` may install packages there."""
@@ -19,11 +20,14 @@ _CLOCK_SAMPLES = 3
 _CLOCKS_APART = 1.0  # seconds
 
 
-def examine_host(target: str, *, fix: bool = False) -> tuple[list[Row], list[dict[str, Any]]]:
-    """The rows of [USER@]HOST[:PORT], and what `--fix` did there. Raises TransportFault."""
-    with connect(target) as session:
+def examine_host(
+    host: Host, target: str, *, fix: bool = False
+) -> tuple[list[Row], list[dict[str, Any]]]:
+    """The rows of a host by name or [USER@]HOST[:PORT], and what `--fix` did there. Raises TransportFault."""
+    hosts = Registry(host)
+    with hosts.connect(target) as session:
         rows = [Row("SSH", f"logged in at {session.target}"), clock(session)]
-        words = [*remote_command(), "doctor", "--json", *(["--fix"] if fix else [])]
+        words = [*hosts.command(target), "doctor", "--json", *(["--fix"] if fix else [])]
         status, said = _ask(session, words)
     answer = _parsed(target, said, status)
     try:

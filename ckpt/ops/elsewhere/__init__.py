@@ -1,0 +1,1 @@
+"""ckpt on another machine: looking at it, and installing this very ckpt and its CRIU there, over SSH."""
