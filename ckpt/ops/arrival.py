@@ -26,7 +26,7 @@ from ckpt.ops.host import Host
 from ckpt.ops.incoming import FilesSink
 from ckpt.ops.landing import Landing
 from ckpt.ops.late import Late
-from ckpt.ops.processor import cpu_features
+from ckpt.ops.processor import lacking
 from images.criu_stream import Serve
 from images.image_file import build_image, parse_image
 from images.manifest import Manifest
@@ -97,9 +97,8 @@ class Arrival:
         manifest, found = self.manifest, []
         if manifest.arch != platform.machine():
             found.append(f"it is of a {manifest.arch} host, this is {platform.machine()}")
-        lacking = sorted(set(manifest.cpu_features) - set(cpu_features()))
-        if lacking:
-            found.append(f"this CPU lacks {', '.join(lacking[:8])}")
+        if absent := lacking(manifest.cpu_features):
+            found.append(f"this CPU lacks {', '.join(absent[:8])}")
         theirs = tuple(int(part) for part in manifest.criu.split("."))
         if theirs[:2] > self.host.criu.version[:2]:
             found.append(f"it is of CRIU {manifest.criu}, here is {self.host.criu.text}")

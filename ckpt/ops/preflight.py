@@ -14,7 +14,7 @@ from typing import Any
 
 from ckpt import SOFTWARE
 from ckpt.ops.host import Host
-from ckpt.ops.processor import cpu_features
+from ckpt.ops.processor import cpu_features, lacking
 from ckpt.ops.trees import tmpfs_bytes
 from runtime.container import record as records
 from runtime.container.record import Container
@@ -160,12 +160,12 @@ def destination_findings(host: Host, facts: Mapping[str, Any]) -> list[Finding]:
         return [finding("CRIU", fault.why, fault.hint)]
     if facts["arch"] != platform.machine():
         found.append(finding("processor", f"{facts['arch']} there, {platform.machine()} here"))
-    lacking = sorted(set(facts["cpu_features"]) - set(cpu_features()))
-    if lacking:
+    absent = lacking(facts["cpu_features"])
+    if absent:
         found.append(
             finding(
                 "processor",
-                f"this CPU lacks {', '.join(lacking[:8])}",
+                f"this CPU lacks {', '.join(absent[:8])}",
                 "programs may have chosen instructions that don't exist here",
             )
         )
