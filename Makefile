@@ -14,10 +14,10 @@ ARGS ?=
 # The tests wait more than they work: for processes, links and clocks. So more of them than processors.
 JOBS ?= $(shell echo $$((2 * $$(nproc))))
 
-.PHONY: help setup demo test test-unit test-vm lint install uninstall bench clean
+.PHONY: help setup demo test test-unit test-vm test-vm-smoke lint install uninstall bench clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
 setup: ## Debian packages, CRIU and .venv, whatever of them is missing
 	@scripts/setup test
@@ -37,6 +37,9 @@ test-unit: setup ## the tests that need no root
 
 test-vm: setup ## on two emulated Debian machines (SUITE=bookworm|trixie|sid); skips where it can't
 	@$(VENV)/bin/python -m tests.vm.run $(ARGS)
+
+test-vm-smoke: setup ## the shortest of it: install, set the other up, move cold and warm; a few minutes
+	@$(VENV)/bin/python -m tests.vm.smoke
 
 bench: setup ## every benchmark; each prints its ratios
 	@shopt -s nullglob; for script in benchmarks/bench_*.py; do \

@@ -57,7 +57,7 @@ class Pair:
             for guest in self.guests:
                 guest.start()
             with ThreadPoolExecutor(2) as both:
-                list(both.map(_make_ready, self.guests))
+                list(both.map(make_ready, self.guests))
         except BaseException:
             self.close()
             raise
@@ -97,8 +97,12 @@ class Pair:
             client.kill()
 
 
-def _make_ready(guest: Guest) -> None:
+def make_ready(guest: Guest) -> None:
     guest.wait()
+    make_rootfs(guest)
+
+
+def make_rootfs(guest: Guest) -> None:
     guest.run(_MAKE_ROOTFS)
 
 
