@@ -45,6 +45,7 @@ _KIND = "tls"
 _CHUNK = 512 * 1024
 _READY = b"R"
 _VERDICT = b"\x06"  # ASCII ACK: all was read and is good
+_WORD_CAME = "APPLICATION_DATA_AFTER_CLOSE_NOTIFY"  # OpenSSL's name for it
 _HANDSHAKE_TIMEOUT = 5.0
 _DEAD_AFTER = 20.0  # seconds without an acknowledgement (TCP_USER_TIMEOUT), as for the session
 _NAME = "ckpt-lane"
@@ -219,8 +220,16 @@ class TlsWriter(LaneWriter):
         """
         sock, wake = self._end.sock, self._end.wake
         sock.settimeout(0)
-        with contextlib.suppress(ssl.SSLWantReadError):
+        try:
             sock.unwrap()
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError as problem:
+            if problem.reason != _WORD_CAME:
+                raise
+            # Having sent our close_notify, unwrap() looks whether theirs is there already, and met their word
+            # instead, which is lost to recv(). They send nothing else; it was authenticated as all of TLS is.
+            return
         poller = select.poll()
         poller.register(sock.fileno(), select.POLLIN)
         poller.register(wake, select.POLLIN)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import select
+import ssl
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -197,6 +200,35 @@ def test_the_writer_is_not_done_before_the_reader_is(lane: Pair) -> None:
     write_all(writer.fd, b"x" * 1000)
     with pytest.raises(TimedOut):
         writer.finish(0.5)
+
+
+def test_a_word_that_comes_while_the_goodbye_is_said_counts(
+    request: pytest.FixtureRequest, ckpt_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unwrap = ssl.SSLSocket.unwrap
+    met: list[str] = []
+
+    def slow(sock: ssl.SSLSocket) -> object:
+        """As unwrap() when the other end is quicker than its two looks: it meets what came in between."""
+        if sock.server_side:
+            return unwrap(sock)
+        try:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                unwrap(sock)
+            select.select([sock], [], [], 10)
+            return unwrap(sock)
+        except ssl.SSLError as problem:
+            met.append(problem.reason)
+            raise
+
+    monkeypatch.setattr(ssl.SSLSocket, "unwrap", slow)
+    with tls(request, ckpt_root) as (writer, reader), ThreadPoolExecutor(1) as pool:
+        write_all(writer.fd, b"all")
+        sending = pool.submit(writer.finish, 20)
+        assert read_all(reader.fd) == b"all"
+        reader.finish(10)
+        sending.result(20)
+    assert met == ["APPLICATION_DATA_AFTER_CLOSE_NOTIFY"]
 
 
 def test_a_reader_that_gives_up_makes_the_writer_fail(lane: Pair) -> None:
