@@ -9,6 +9,7 @@ MAKEFLAGS += --no-print-directory
 PREFIX ?= /usr/local
 VENV := .venv
 PYTEST := $(VENV)/bin/python -m pytest
+BENCHMARKS := downtime total throughput tracking service
 # Extra words: make test ARGS='-k redis -x', make demo ARGS='--moves 2'
 ARGS ?=
 # The tests wait more than they work: for processes, links and clocks. So more of them than processors.
@@ -41,9 +42,9 @@ test-vm: setup ## on two emulated Debian machines (SUITE=bookworm|trixie|sid); s
 test-vm-smoke: setup ## the shortest of it: install, set the other up, move cold and warm; a few minutes
 	@$(VENV)/bin/python -m tests.vm.smoke
 
-bench: setup ## every benchmark; each prints its ratios
-	@shopt -s nullglob; for script in benchmarks/bench_*.py; do \
-	  echo "== $$script"; $(VENV)/bin/python "$$script" $(ARGS); done
+bench: setup ## every benchmark, on an idle machine; ARGS='--runs 1' for each, docs/benchmarks.md
+	@for name in $(BENCHMARKS); do \
+	  echo "== $$name"; $(VENV)/bin/python -m "benchmarks.$$name" $(ARGS); done
 
 install: ## ckpt for this machine: $(PREFIX)/bin/ckpt, in an environment of its own
 	@scripts/setup install

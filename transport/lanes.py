@@ -17,7 +17,7 @@ The contract, for every kind (tests/contract/test_lanes.py checks it):
 - After ``finish`` or ``abort`` no descriptor, thread or child of it is left.
 - Bytes are encrypted and the ends authenticated.  Nothing is compressed.
 
-Which kind?  PREFERENCE, in that order, the next when one can't be opened.  ``benchmarks/lanes.py``
+Which kind?  PREFERENCE, in that order, the next when one can't be opened.  ``benchmarks/throughput.py``
 gave that order: with 1 GiB over loopback on 2 processors, ``tls`` needs half the time and half the
 CPU of plain ``ssh HOST 'cat > /dev/null'``, ``openssh`` and ``paramiko`` 0.8 of its time.  Only a
 ``tls`` lane needs a port to be reachable, and only ``openssh`` a second login.

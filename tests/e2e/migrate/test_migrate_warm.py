@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bench_migration import Ticks, build
+from benchmarks.workload import Ticks, build
 from runtime.pager import privilege
 from tests import needs
 from tests.e2e.migrate.world import World, eventually
