@@ -44,6 +44,13 @@ class _ExactFile:
         return self._file.seek(offset, whence)
 
 
+def rehearse() -> None:
+    """Import pycriu, which takes 30 to 100 ms: before the frozen window, if it will be needed there."""
+    from pycriu import images as pycriu_images
+
+    assert pycriu_images
+
+
 def load_image(directory: str, name: str, magic: str) -> list[Entry]:
     """The entries of an image file, payloads left out. Raises Corrupt naming the file."""
     path = os.path.join(directory, name)

@@ -25,6 +25,11 @@ from runtime.errors import BadInput, RuntimeFault, SystemFault, TimedOut
 from transport.lane_handover import lane_main
 from transport.protocol import Outcome
 
+SWITCH = 0.0005
+"""Seconds that a thread may keep the interpreter while another waits for it. Inside the frozen window CRIU, the files
+and the last pages are served by a thread each, and Python's own 5 ms come in multiples.
+"""
+
 
 @command("migrate")
 @click.option(
@@ -88,6 +93,7 @@ def migrate(
     ckpt migrate web root@other
     ckpt migrate web root@other --dry-run
     """
+    sys.setswitchinterval(SWITCH)
     with MigrationProgress(quiet=as_json) as progress, Interruptions(name, timeout) as ways_out:
         try:
             report = migrating.migrate(
@@ -211,6 +217,7 @@ def agent(host: Host, token: str | None, path: str | None) -> None:
             raise BadInput(doing="reading", target="--lane", why="it needs --socket")
         lane_main(token, path)
         return
+    sys.setswitchinterval(SWITCH)
     outcome = agents.serve(host)
     sys.exit(0 if outcome in (Outcome.MOVED, Outcome.WAITING, Outcome.ABORTED) else 1)
 

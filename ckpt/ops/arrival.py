@@ -28,7 +28,8 @@ from ckpt.ops.landing import Landing
 from ckpt.ops.late import Late
 from ckpt.ops.processor import lacking
 from images.criu_stream import Serve
-from images.image_file import build_image, parse_image
+from images.image_file import build_image, parse_image, rehearse
+from images.inventory import without_lock
 from images.manifest import Manifest
 from images.parts import Sink
 from images.readdress import readdress
@@ -154,6 +155,7 @@ class Arrival:
         self.container.paths.logs.mkdir(mode=0o700)
         write_etc(self.container)
         self._make_tmpfs()
+        rehearse()  # for the rewriter
 
     def _make_tmpfs(self) -> None:
         for one in launch.tmpfs_of(self.container):
@@ -219,6 +221,7 @@ class Arrival:
     def rewriter(self) -> Rewriter:
         """What must change in CRIU's images on their way in: host ids, if another range was free here."""
         rewriter = Rewriter()
+        rewriter.add(r"inventory\.img", without_lock)
         before, after = self.manifest.rootfs.id_base or 0, self.container.record.id_base
         if before != after:
             rewriter.move_ids(before, after)
@@ -263,6 +266,7 @@ class Arrival:
             Restorer(
                 self.host.criu,
                 work=work,
+                programs=self.host.paths.programs,
                 own_network=own_network,
                 target=target,
                 lazy=landing is not None,
@@ -403,6 +407,7 @@ def release_held(host: Host, migration: str) -> int:
     restorer = Restorer(
         host.criu,
         work=container.paths.run / "criu",
+        programs=host.paths.programs,
         own_network=network_of(container).kind != "host",
         target=f"container {container.record.name}",
     )

@@ -32,6 +32,7 @@ from ckpt.ops.trees import LOGS, Tree, trees_of
 from images import remaps
 from images.criu_stream import Capture
 from images.errors import ImageFault
+from images.image_file import rehearse
 from images.lazy_entries import task_of
 from images.manifest import Manifest, Rootfs
 from images.moving import Mover
@@ -208,6 +209,7 @@ class Departure:
     def leave_memory_to(self, carrier: Carrier) -> None:
         """Before warm_up(): CRIU gets to see nothing of the pages that CARRIER carries."""
         assert self._dumper is not None
+        rehearse()  # for the page maps
         self._carrier = carrier
         veil = self._veils.enter_context(Veil(carrier.hide, self.host.paths.programs))
         self._dumper.leave_pages(

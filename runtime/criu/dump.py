@@ -7,7 +7,7 @@
     verdict_kill() | resume()   the verdict: the tasks die with CRIU's success, or run on
 
 The image files go their own way: the caller runs the streaming protocol's other end on the directory meanwhile.
-Whatever happens to us, CRIU ends with the tasks running again: its hooks fail when we are gone (see hook.sh), and so
+Whatever happens to us, CRIU ends with the tasks running again: its hooks fail when we are gone (see hook.c), and so
 does the stream of images. (A death signal would not do: it comes when the thread that forked ends.)
 """
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime import preload
-from runtime.criu import failures, options
+from runtime.criu import failures, hooks, options
 from runtime.criu.binary import Criu
 from runtime.criu.hooks import Asked, Hooks
 from runtime.criu.page_server import PageServer
@@ -79,7 +79,7 @@ class Dumper:
             leave_running=leave_running,
             timeout=timeout,
         )
-        self._argv += self._hooks.options
+        self._argv += hooks.script(programs)
         self._process: subprocess.Popen[bytes] | None = None
         self.frozen_ns = 0
         """CLOCK_REALTIME just before the first task was stopped."""

@@ -2,7 +2,7 @@
 
 This makes both of CRIU's verbs two-phase: a dump waits in `post-dump` with everything dumped and the tasks frozen, and
 kills or resumes them as told; a restore waits in `post-restore` with everything restored and no instruction run.
-See hook.sh for what happens when we die.
+See hook.c for what happens when we die.
 """
 
 from __future__ import annotations
@@ -13,7 +13,14 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-SCRIPT = Path(__file__).with_name("hook.sh")
+from runtime.freestanding import program
+
+SOURCE = Path(__file__).with_name("hook.c")
+
+
+def script(programs: Path) -> list[str]:
+    """CRIU's options for the hooks. PROGRAMS: where what we compile lies."""
+    return ["--action-script", str(program(SOURCE, programs))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +47,6 @@ class Hooks:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    @property
-    def options(self) -> list[str]:
-        return ["--action-script", str(SCRIPT)]
 
     @property
     def environment(self) -> dict[str, str]:

@@ -21,7 +21,7 @@ from typing import Any
 from runtime.control import Control
 from runtime.criu import failures, options
 from runtime.criu.binary import Criu
-from runtime.criu.hooks import SCRIPT, Asked
+from runtime.criu.hooks import Asked, script
 from runtime.errors import RuntimeFault, SystemFault, TimedOut
 
 HOOKS = ["setup-namespaces", "post-restore", "post-resume"]
@@ -31,9 +31,17 @@ class Restorer:
     """Use as a context manager. What was restored and got no go() ends with the connection to the monitor."""
 
     def __init__(
-        self, criu: Criu, *, work: Path, own_network: bool, target: str, lazy: bool = False
+        self,
+        criu: Criu,
+        *,
+        work: Path,
+        programs: Path,
+        own_network: bool,
+        target: str,
+        lazy: bool = False,
     ) -> None:
         self._criu = criu
+        self._programs = programs
         self._target = target
         self._own_network = own_network
         self._lazy = lazy
@@ -63,7 +71,7 @@ class Restorer:
         if self._lazy:  # a pager listens in the same directory
             argv.append("--lazy-pages")
         return {
-            "argv": [*argv, "--action-script", str(SCRIPT)],
+            "argv": [*argv, *script(self._programs)],
             "hooks": HOOKS if self._own_network or quiesced.get("queues") else HOOKS[1:],
             "env": {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
             "output": str(self._work / "criu.out"),

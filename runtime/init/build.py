@@ -8,24 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runtime.compiled import compiled
+from runtime.freestanding import program
 
 SOURCE = Path(__file__).with_name("init.c")
-_FLAGS = [
-    "-Os",
-    "-static",
-    "-nostdlib",
-    "-ffreestanding",
-    "-fno-stack-protector",
-    "-fno-asynchronous-unwind-tables",
-    "-fno-pic",
-    "-no-pie",
-    "-Wl,--build-id=none",
-    "-Wl,-z,noseparate-code",
-    "-s",
-]
 
 
 def init_program(cache: Path) -> bytes:
     """The program's bytes; compiled into CACHE when it isn't there. Raises NotFound without a C compiler."""
-    return compiled(SOURCE, _FLAGS, cache).read_bytes()
+    return program(SOURCE, cache).read_bytes()

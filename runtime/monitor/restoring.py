@@ -84,7 +84,7 @@ class Restoring:
         return inherit, passed
 
     def _open_hooks(self) -> dict[str, str]:
-        """The pipes to runtime/criu/hook.sh, and the environment that tells it of them."""
+        """The pipes to runtime/criu/hook.c, and the environment that tells it of them."""
         ask_r, ask_w = os.pipe2(os.O_CLOEXEC)
         answer_r, self._answer = os.pipe2(os.O_CLOEXEC)
         self._monitor.loop.watch(ask_r, READ, lambda: self._on_hook(ask_r))
