@@ -21,7 +21,8 @@ from images.parts import INVENTORY
 STATISTICS = "stats-dump"
 """CRIU writes it beside its log, not into the stream; shown if the dump was stored with it."""
 
-_STATES = {1: "running", 3: "stopped", 6: "dead"}
+_STATES = {1: "running", 2: "dead", 3: "stopped", 6: "dead"}
+"""CRIU, compel/include/uapi/task-state.h: a zombie is dumped as 2."""
 
 
 def inspect_images(directory: str) -> Inspection:

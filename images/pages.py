@@ -150,17 +150,18 @@ def build_page_map(pages_id: int, runs: Iterable[PageRun]) -> bytes:
     from pycriu.images import pb
 
     wide = "compat_nr_pages" in pb.pagemap_entry.DESCRIPTOR.fields_by_name
-    messages = [pb.pagemap_head(pages_id=pages_id)]
+    out = bytearray(_HEAD.pack(_MAGIC_COMMON, _MAGIC_PAGEMAP))
+    out += _counted(pb.pagemap_head(pages_id=pages_id).SerializeToString())
     for run in runs:
         entry = pb.pagemap_entry(vaddr=run.address, nr_pages=run.pages, flags=run.flags)
         if wide:
             entry.compat_nr_pages = 0  # required; CRIU 4.2 writes 0 as well
-        messages.append(entry)
-    out = bytearray(_HEAD.pack(_MAGIC_COMMON, _MAGIC_PAGEMAP))
-    for message in messages:
-        raw = message.SerializeToString()
-        out += _SIZE.pack(len(raw)) + raw
+        out += _counted(entry.SerializeToString())
     return bytes(out)
+
+
+def _counted(message: bytes) -> bytes:
+    return _SIZE.pack(len(message)) + message
 
 
 def _pages(entry: Any) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+from collections.abc import Iterable
 
 from images.moving import Mover, available
 from images.parts import Sink
@@ -44,3 +45,23 @@ def pour_bytes(sink: Sink, name: str, data: bytes, mover: Mover) -> None:
         part.close()
     finally:
         os.close(memory)
+
+
+Extent = tuple[int, int, int]
+"""Descriptor of a file, offset in it, and bytes."""
+
+
+def pour_extents(sink: Sink, name: str, extents: Iterable[Extent], mover: Mover) -> int:
+    """A part that lies in pieces; returns its bytes. EXTENTS is asked for the next when the last has been taken."""
+    part = sink.open(name)
+    total = 0
+    try:
+        for fd, offset, size in extents:
+            os.lseek(fd, offset, os.SEEK_SET)
+            part.take(mover, fd, size)
+            total += size
+    except BaseException:
+        part.abandon()
+        raise
+    part.close()
+    return total

@@ -28,6 +28,14 @@ from runtime.errors import BadInput
 @click.option("--as", "checkpoint", default="", metavar="NAME", help="The checkpoint's name.")
 @click.option("--leave-running", is_flag=True, help="The container runs on afterwards.")
 @click.option(
+    "--mode",
+    type=click.Choice(["auto", "warm", "cold"]),
+    default="auto",
+    show_default=True,
+    help="With --leave-running: warm: memory is copied while the container runs; cold: it stands still meanwhile; "
+    "auto: warm if this host can.",
+)
+@click.option(
     "-o",
     "--output",
     metavar="FILE|-",
@@ -41,6 +49,7 @@ def dump(
     name: str,
     checkpoint: str,
     leave_running: bool,
+    mode: str,
     output: str | None,
     dry_run: bool,
     as_json: bool,
@@ -56,7 +65,9 @@ def dump(
         _foretell(readiness.require(host, host.find(name), store=output is None), as_json)
         return
     if output is None:
-        manifest = dumping.to_store(host, name, checkpoint=checkpoint, leave_running=leave_running)
+        taken = dumping.to_store(
+            host, name, checkpoint=checkpoint, leave_running=leave_running, mode=mode
+        )
     elif output == "-":
         if os.isatty(1):
             raise BadInput(
@@ -65,16 +76,24 @@ def dump(
                 why="it is not for eyes",
                 hint="redirect it, or name a file with -o",
             )
-        dumping.to_stream(host, name, 1, checkpoint=checkpoint, leave_running=leave_running)
-        return
-    else:
-        manifest = dumping.to_file(
-            host, name, Path(output), checkpoint=checkpoint, leave_running=leave_running
+        taken = dumping.to_stream(
+            host, name, 1, checkpoint=checkpoint, leave_running=leave_running, mode=mode
         )
-    if as_json:
-        show.emit_json(_brief(manifest))
     else:
-        click.echo(manifest.name)
+        taken = dumping.to_file(
+            host, name, Path(output), checkpoint=checkpoint, leave_running=leave_running, mode=mode
+        )
+    how = taken.how
+    if as_json:
+        found = {**_brief(taken.manifest), **how.to_dict()}
+        show.emit_json(found, err=output == "-")
+        return
+    if how.mode_why:
+        click.echo(f"ckpt: {name}: copied while it stood still: {how.mode_why}", err=True)
+    for note in how.notes:
+        click.echo(f"ckpt: {name}: {note}", err=True)
+    if output != "-":
+        click.echo(taken.manifest.name)
 
 
 def _foretell(found: readiness.Forecast, as_json: bool) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 import click
 
 
-def emit_json(value: Any) -> None:
-    """One JSON value on one line."""
-    click.echo(json.dumps(value, default=str))
+def emit_json(value: Any, *, err: bool = False) -> None:
+    """One JSON value on one line. ERR: to stderr, where stdout has other things."""
+    click.echo(json.dumps(value, default=str), err=err)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

@@ -1,10 +1,13 @@
-"""The memory of a container on its way to another host: the source's half of a warm migration.
+"""The memory of a container, copied while it runs: to another host, or into a checkpoint.
 
     rounds()     while it runs: everything once, then again and again what was written meanwhile
     hide()       asked by the veil when CRIU comes to a process: the ranges that we carry, which CRIU is not to touch
     last()       the tasks are frozen: what was written since the last round
     settle()     CRIU is done: what it left to us, and what the destination must forget
     stop()       the tracker lets go of the tasks
+
+The source's half of a warm migration does all of this. A checkpoint of a container that runs on needs no settle():
+CRIU leaves nothing to us, and what is not to be carried is seen when the checkpoint is put together (assemble.py).
 
 A page travels under the process id that the container knows, since that is what CRIU's images and the restored tasks
 have. At the end the destination holds exactly the populated pages of the hidden ranges: what is hidden and did not
@@ -14,6 +17,7 @@ arrive is zeros, and what arrived and is not hidden (a mapping that went away me
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -23,7 +27,7 @@ from images.lazy_entries import plan_lazy
 from images.pages import build_page_map, parse_page_map
 from runtime.errors import NotFound, RuntimeFault, Unsupported
 from runtime.pagesource.read import TaskReader
-from runtime.pagesource.send import PageSender
+from runtime.pagesource.sink import PageSink
 from runtime.tracking import choose, population
 from runtime.tracking.ranges import Range, common, merged, size, without
 from runtime.veil.carry import carryable, is_candidate
@@ -44,23 +48,24 @@ class Task:
 
 
 class Carrier:
-    """Use as a context manager. PIDS: the container's processes now. FD: the lane, which it doesn't close."""
+    """Use as a context manager. PIDS: the container's processes now. SINK: where the pages go; closed at the end."""
 
     def __init__(
         self,
-        fd: int,
+        sink: PageSink,
         pids: Callable[[], list[int]],
         *,
         limits: Limits,
-        rate: float | None = None,
         on_round: Callable[[int], None] = lambda written: None,
     ) -> None:
         self._all_pids = pids
         self._limits = limits
         self._on_round = on_round
         self._tasks: dict[int, Task] = {}
+        self._owners: dict[int, int] = {}
+        self._lock = threading.Lock()
         self._tracker = choose.best(is_candidate)
-        self._sender = PageSender(fd, rate=rate)
+        self._sender = sink
         self.tracker = self._tracker.name
         self.done: list[Round] = []
         self.why = ""
@@ -123,6 +128,12 @@ class Carrier:
             self.done.append(Round(dirty, time.monotonic() - began))
             self._on_round(self.written)
 
+    def once_more(self, check: Check) -> int:
+        """After rounds(), when something else has taken its time; returns the bytes that were written meanwhile."""
+        dirty = self._send(self._look(), check)
+        self._sender.flush()
+        return dirty
+
     def _look(self, *, frozen: bool = False) -> dict[int, list[Range]]:
         """By pid: the populated pages that may have changed since the last look; tells what was given back as gone."""
         found: dict[int, list[Range]] = {}
@@ -139,19 +150,36 @@ class Carrier:
         return found
 
     def _task(self, pid: int) -> Task:
-        task = self._tasks.get(pid)
-        if task is None:
-            try:
-                task = self._tasks[pid] = Task(pid)
-            except RuntimeFault as fault:
-                raise NotFound(doing=fault.doing, target=fault.target, why=fault.why) from fault
+        # The veil and last() may both be the first to come to a process.
+        with self._lock:
+            task = self._tasks.get(pid)
+            return task if task is not None else self._new_task(pid)
+
+    def _new_task(self, pid: int) -> Task:
+        try:
+            task = Task(pid)
+        except RuntimeFault as fault:
+            raise NotFound(doing=fault.doing, target=fault.target, why=fault.why) from fault
+        before = self._tasks.pop(self._owners.get(task.number, 0), None)
+        if before is not None:  # it ended, and the container gave its number to this one
+            self._sender.ended(task.number)
+            before.reader.close()
+        self._owners[task.number] = pid
+        self._tasks[pid] = task
         return task
+
+    def untracked(self) -> dict[int, tuple[int, str]]:
+        """Processes that are copied as a whole each time: bytes, and why."""
+        found = {pid: (size(t.sent), self._tracker.why_all(pid)) for pid, t in self._tasks.items()}
+        return {pid: one for pid, one in found.items() if one[1]}
 
     def _send(self, found: dict[int, list[Range]], check: Check, *, quick: bool = False) -> int:
         pages = 0
         for pid, ranges in found.items():
             check()
-            task = self._tasks[pid]
+            task = self._tasks.get(pid)
+            if task is None:
+                continue  # it ended, and another has its number
             try:
                 pages += self._sender.send(task.number, task.reader, ranges, quick=quick)
             except NotFound:
@@ -184,6 +212,10 @@ class Carrier:
         plan = plan_lazy(parse_page_map(data, f"of task {number}"), task.hidden)
         task.fetch = list(plan.fetch)
         return build_page_map(plan.page_map.pages_id, plan.page_map.runs)
+
+    def hidden(self, number: int) -> list[Range]:
+        """What CRIU was not shown of the task NUMBER."""
+        return self._tasks[self._owners[number]].hidden if number in self._owners else []
 
     def settle(self, check: Check) -> None:
         """CRIU has dumped everything: send what it left to us, take back what is not carried, and set the mark."""

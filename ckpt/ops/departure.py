@@ -74,6 +74,10 @@ class Departure:
         self._tasks: list[int] = []
         self._capture: Capture | None = None
         self._carrier: Carrier | None = None
+        self._whole = False
+        self._unfinished = False
+        self.held: dict[str, bytes] = {}
+        """Images that were kept back, for who completes the checkpoint: see leave_memory_to()."""
         self._veils = contextlib.ExitStack()
         self._init_pid = 0
         self._door: Door | None = None
@@ -82,6 +86,10 @@ class Departure:
         self._trees: list[Tree] = []
         self._synced = False
         self._logs = Tree(LOGS, str(container.paths.logs))
+        self.bytes_files = 0
+        """Of content, in all rounds."""
+        self.bytes_images = 0
+        """What CRIU wrote."""
 
     def __enter__(self) -> Departure:
         return self
@@ -103,6 +111,8 @@ class Departure:
             # The container's volatile directory goes with it; what CRIU said about it stays.
             error.log = self.host.keep_log(error.log, f"{self.container.record.name}-dump")
         if self._control is not None:
+            if self._unfinished:
+                self._finished()
             self._control.close()
 
     # ---- before the freeze
@@ -178,7 +188,9 @@ class Departure:
             self._logs.round(target)
         self._synced = True
         mapped = self._mapped() if frozen else ()
-        return sum(tree.round(target, frozen=frozen, mapped=mapped) for tree in self._trees)
+        sent = sum(tree.round(target, frozen=frozen, mapped=mapped) for tree in self._trees)
+        self.bytes_files += sent
+        return sent
 
     def _late(self, target: Target) -> None:
         """What is known only now: the ends of jobs, input not read yet, and what CRIU leaves out."""
@@ -206,15 +218,21 @@ class Departure:
         layers = self.container.record.layers
         return send_layers(self.host, [d for d in layers if only is None or d in only], target)
 
-    def leave_memory_to(self, carrier: Carrier) -> None:
-        """Before warm_up(): CRIU gets to see nothing of the pages that CARRIER carries."""
+    def leave_memory_to(self, carrier: Carrier, *, whole: bool = False) -> None:
+        """Before warm_up(): CRIU gets to see nothing of the pages that CARRIER carries.
+
+        What CARRIER hasn't got, CRIU leaves in the tasks too, for a restore whose pages come from a pager. With WHOLE
+        it writes that out, and the caller makes a whole checkpoint of it and of `held` (see assemble.py).
+        """
         assert self._dumper is not None
         rehearse()  # for the page maps
         self._carrier = carrier
+        self._whole = whole
         veil = self._veils.enter_context(Veil(carrier.hide, self.host.paths.programs))
-        self._dumper.leave_pages(
-            Lazy(veil, self._veils.enter_context(PageServer(self.host.criu.version)))
-        )
+        server = None
+        if not whole:
+            server = self._veils.enter_context(PageServer(self.host.criu.version))
+        self._dumper.leave_pages(Lazy(veil, server))
 
     def warm_up(self) -> None:
         """Start CRIU, up to the point before it freezes: its own preparations are not part of the window."""
@@ -237,9 +255,12 @@ class Departure:
         sink = Held(target.sink(CRIU), page_maps=self._carrier is not None)
         faults: list[BaseException] = []
 
+        def count(_: str, size: int) -> None:
+            self.bytes_images += size
+
         def take() -> None:
             try:
-                capture.run(sink)
+                capture.run(sink, on_file=count)
             except BaseException as error:
                 faults.append(error)
 
@@ -294,7 +315,7 @@ class Departure:
         while not capture.complete:
             checked()
             time.sleep(0.0005)
-        if self._carrier is not None:
+        if self._carrier is not None and not self._whole:
             for name in [name for name in sink.held if task_of(name) is not None]:
                 sink.held[name] = self._carrier.rewrite(int(task_of(name) or 0), sink.held[name])
         if remaps.NAME in sink.held and remaps.has_links(sink.held[remaps.NAME]):
@@ -302,6 +323,9 @@ class Departure:
             self._linked = True
             self.sync_files(target, frozen=True)
         self.times["dumped"] = time.time_ns()
+        if self._whole:
+            self.held = sink.held
+            return
         if self._carrier is not None:
             self._carrier.settle(checked)
         # Held back till now: a restore that has begun early starts in earnest when the inventory is there.
@@ -357,14 +381,24 @@ class Departure:
         self.verdict_kill()
         self.wait_killed()
 
-    def finish_running(self) -> None:
-        """The end of a dump with leave_running: the tasks run on."""
+    def finish_running(self, *, unfinished: bool = False) -> None:
+        """The end of a dump with leave_running: the tasks run on.
+
+        UNFINISHED: the checkpoint isn't whole yet. If we die before we leave, somebody sweeps up after us.
+        """
         assert self._dumper is not None and self._control is not None
         self._verdict = True
+        self._unfinished = unfinished
         self._dumper.finish_running()
         self._open_door()
         self.times["resumed"] = time.time_ns()
-        self._control.call("resume")
+        self._control.call("resume", unfinished=unfinished)
+
+    def _finished(self) -> None:
+        """Nothing is left that somebody would have to sweep up."""
+        assert self._control is not None
+        with contextlib.suppress(RuntimeFault):  # the container may have ended meanwhile
+            self._control.call("finished")
 
     def _open_door(self) -> None:
         if self._door is not None:

@@ -7,17 +7,26 @@ import errno
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ckpt.ops import readiness
+from ckpt.ops import readiness, snapshot, stops
 from ckpt.ops.departure import Departure
 from ckpt.ops.host import Host, lock_container
 from ckpt.ops.interrupt import shielded
+from ckpt.ops.snapshot import Snapshot
 from images.bundle_stream import StreamWriter
 from images.manifest import Manifest
 from runtime.container.record import Container, check_name
 from runtime.errors import BadInput, from_os_error
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The checkpoint, and how it was taken."""
+
+    manifest: Manifest
+    how: Snapshot
 
 
 def default_name(container: Container) -> str:
@@ -26,14 +35,23 @@ def default_name(container: Container) -> str:
 
 
 def to_store(
-    host: Host, name: str, *, checkpoint: str = "", leave_running: bool = False
-) -> Manifest:
-    """Dump into the store; returns what was published. On any failure the container runs on."""
+    host: Host,
+    name: str,
+    *,
+    checkpoint: str = "",
+    leave_running: bool = False,
+    mode: str = "auto",
+) -> Taken:
+    """Dump into the store; returns what was published. On any failure the container runs on.
+
+    MODE: auto, warm or cold, see snapshot.py; only for one that is left running.
+    """
     host.ready()
+    snapshot.check_mode(mode, leave_running=leave_running)
     container = host.find(name)
     with lock_container(container):
         title = check_name(checkpoint or default_name(container), "checkpoint name")
-        readiness.require(host, container, store=True)
+        expected = readiness.require(host, container, store=True)
         with (
             host.store.begin(title) as draft,
             Departure(
@@ -43,14 +61,21 @@ def to_store(
             departure.prepare()
             manifest = departure.manifest(title)
             departure.sync_files(draft)
-            departure.freeze_and_dump(draft)
             if leave_running:
                 # Digests and the disk can wait until it runs again: the images are complete.
-                departure.finish_running()
-                return draft.publish(replace(manifest, times=departure.times))
-            published = draft.publish(replace(manifest, times=departure.times))
-            _end(container, departure)
-            return published
+                place = Path(draft.path)
+                found = snapshot.take(
+                    departure, draft, mode=mode, place=place, memory=expected.images
+                )
+                stops.reached("publish")
+                published = draft.publish(replace(manifest, times=departure.times))
+            else:
+                departure.freeze_and_dump(draft)
+                published = draft.publish(replace(manifest, times=departure.times))
+                _end(container, departure)
+                found = _ended(departure)
+            found.bytes_total = published.size
+            return Taken(published, found)
 
 
 def to_stream(
@@ -60,13 +85,20 @@ def to_stream(
     *,
     checkpoint: str = "",
     leave_running: bool = False,
-) -> Manifest:
-    """Dump into a checkpoint stream on FD; nothing touches the disk. The container ends when all is written."""
+    mode: str = "auto",
+    place: Path | None = None,
+) -> Taken:
+    """Dump into a checkpoint stream on FD. The container ends when all is written, or runs on much earlier.
+
+    A container that ends touches no disk. For one that runs on, its memory lies in a nameless file in PLACE meanwhile
+    (in the store's directory, unless told), with MODE warm.
+    """
     host.ready()
+    snapshot.check_mode(mode, leave_running=leave_running)
     container = host.find(name)
     with lock_container(container):
         title = check_name(checkpoint or default_name(container), "checkpoint name")
-        readiness.require(host, container, store=False)
+        expected = readiness.require(host, container, store=False)
         with (
             StreamWriter(fd, digest=True) as writer,
             Departure(
@@ -79,16 +111,29 @@ def to_stream(
                 writer.manifest(manifest.to_bytes())
                 departure.send_layers(writer)
                 departure.sync_files(writer)
-                departure.freeze_and_dump(writer)
+                if leave_running:
+                    found = snapshot.take(
+                        departure,
+                        writer,
+                        mode=mode,
+                        place=place or Path(host.store.directory),
+                        memory=expected.images,
+                    )
+                else:
+                    departure.freeze_and_dump(writer)
                 writer.end()
             except BaseException as error:
                 writer.abort(str(error))
                 raise
-            if leave_running:
-                departure.finish_running()
-            else:
+            if not leave_running:
                 _end(container, departure)
-            return manifest
+                found = _ended(departure)
+            found.bytes_total = writer.size
+            return Taken(replace(manifest, times=departure.times), found)
+
+
+def _ended(departure: Departure) -> Snapshot:
+    return Snapshot(bytes_images=departure.bytes_images, bytes_files=departure.bytes_files)
 
 
 def _end(container: Container, departure: Departure) -> None:
@@ -101,11 +146,25 @@ def _end(container: Container, departure: Departure) -> None:
 
 
 def to_file(
-    host: Host, name: str, path: Path, *, checkpoint: str = "", leave_running: bool = False
-) -> Manifest:
+    host: Host,
+    name: str,
+    path: Path,
+    *,
+    checkpoint: str = "",
+    leave_running: bool = False,
+    mode: str = "auto",
+) -> Taken:
     """Dump into a stream in a file that appears whole or not at all."""
     with whole_file(path) as fd:
-        return to_stream(host, name, fd, checkpoint=checkpoint, leave_running=leave_running)
+        return to_stream(
+            host,
+            name,
+            fd,
+            checkpoint=checkpoint,
+            leave_running=leave_running,
+            mode=mode,
+            place=path.absolute().parent,
+        )
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ from images.bundle_stream import StreamWriter
 from runtime.container.record import Container
 from runtime.criu.failures import CriuFault
 from runtime.errors import NotFound, RuntimeFault, SystemFault, Unsupported
+from runtime.pagesource.send import PageSender
 from transport import ssh
 from transport.conversation import Conversation, Facts
 from transport.errors import AuthRefused, HostKeyChanged, TransportFault, UnknownHost
@@ -406,10 +407,9 @@ class Migration:
         cgroup = self.host.cgroup(self.container)
         self._carrier = self._stack.enter_context(
             Carrier(
-                lane.fd,
+                PageSender(lane.fd, rate=self._bandwidth),
                 cgroup.pids,
                 limits=self._limits,
-                rate=self._bandwidth,
                 on_round=self._round,
             )
         )

@@ -75,6 +75,7 @@ def abandoned(host: Host, identity: str) -> None:
         with lock_container(container, wait=heal.LETTING_GO, settled=False):
             if container.status().state in LIVE and not heal.is_decided(host, container):
                 heal.release(host, container)
+    host.store.sweep()  # of what it had written, nobody knows but us
 
 
 def _migration(host: Host, entry: Entry, assume: str | None, *, wait: float = 0) -> Did:

@@ -1,4 +1,4 @@
-"""Places at which a test may stop a migration: the one door, closed unless CKPT_TEST_STOP_AT is set.
+"""Places at which a test may stop a migration or a dump: the one door, closed unless CKPT_TEST_STOP_AT is set.
 
     CKPT_TEST_STOP_AT=POINT:kill=PATH    the process kills itself there
     CKPT_TEST_STOP_AT=POINT:fail=PATH    the step fails there
@@ -7,7 +7,9 @@
 Each makes PATH.reached first; where that exists already, nothing happens, so that who goes on with the work passes.
 Several, separated by commas, may be given. Points: `journal-STATE` when that record is on disk; an action's name
 (`freeze`, `prepare`, ...) when it begins, and `ACTION-done` at its end; `dump` while the tasks are frozen and images
-come; `begun` when the destination has a place for the container; `heal` when a migration is taken over.
+come; `begun` when the destination has a place for the container; `heal` when a migration is taken over. Of a dump that
+leaves its container running: `round` after each round over the memory, `dump`, `complete` when it runs again, `publish`
+when everything is written.
 
 Without the variable nothing of this exists: `reached` returns at once and `around` returns its function as it is.
 """

@@ -34,10 +34,13 @@ EMPTY_CONNTRACK = Path(__file__).with_name("empty_conntrack.c")
 
 @dataclass(frozen=True, slots=True)
 class Lazy:
-    """For a dump that leaves the pages in the tasks: who hides them from CRIU, and the session that ends it."""
+    """For a dump without the pages that others carry: who hides them from CRIU, and the session that ends it.
+
+    Without a session CRIU writes out what nobody hides; with one it leaves that in the tasks as well.
+    """
 
     veil: Veil
-    server: PageServer
+    server: PageServer | None
 
 
 class Dumper:
@@ -106,13 +109,17 @@ class Dumper:
 
     def start(self) -> None:
         """Start CRIU and wait until it is ready to freeze: its own preparations are not part of the frozen window."""
-        fds = []
+        argv: list[str] = self._argv
+        fds: list[int] = []
+        server = self._lazy.server if self._lazy is not None else None
+        if server is not None:
+            argv = [*argv, *server.options]
+            fds = [server.inherit]
         if self._lazy is None:
-            argv = preload.command(self._argv, self._libraries, {})
+            argv = preload.command(argv, self._libraries, {})
         else:
-            options = self._lazy.server.options
-            argv = self._lazy.veil.wrap([*self._argv, *options], beside=self._libraries)
-            fds = [self._lazy.server.inherit, *self._lazy.veil.pass_fds]
+            argv = self._lazy.veil.wrap(argv, beside=self._libraries)
+            fds += self._lazy.veil.pass_fds
         self._process = subprocess.Popen(
             argv,
             stdin=subprocess.DEVNULL,
@@ -124,7 +131,8 @@ class Dumper:
         )
         if self._lazy is not None:
             self._lazy.veil.started()
-            self._lazy.server.started()
+        if server is not None:
+            server.started()
         self._wait_for("pre-dump", 30.0, lambda: None)
 
     def freeze(self) -> None:
@@ -145,7 +153,7 @@ class Dumper:
     def verdict_kill(self) -> None:
         """The verdict "it lives on elsewhere": CRIU kills the tasks, as wait_killed() awaits."""
         self._hooks.answer(0)
-        if self._lazy is not None:
+        if self._lazy is not None and self._lazy.server is not None:
             # With lazy pages it serves them before it comes to its end; we have them all.
             self._lazy.server.close_and_kill()
 
@@ -160,7 +168,7 @@ class Dumper:
     def resume(self) -> None:
         """The verdict "it stays": CRIU undoes what it did, and the tasks run on."""
         self._hooks.answer(1)
-        if self._lazy is not None:
+        if self._lazy is not None and self._lazy.server is not None:
             self._lazy.server.drop_to_resume()
         self._finish()
 

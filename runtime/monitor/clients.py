@@ -25,6 +25,7 @@ class Client:
         sock.setblocking(False)
         self.attached: int | None = None
         self.waits_for: int | None = None
+        self.unfinished = False  # a dumper that has something to sweep up if it dies
         self._queue: list[bytes] = []
         self._queued = 0
 

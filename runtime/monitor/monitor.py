@@ -224,6 +224,8 @@ class Monitor:
         client.close()
         if self.quiesced is not None and self.quiesced["client"] is client:
             self.quiesced = None
+            client.unfinished = True
+        if client.unfinished:
             self._on_abandoned()
         if client is self.starter:
             # A starter that is gone before its container is made leaves nothing half made behind.

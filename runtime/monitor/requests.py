@@ -156,8 +156,15 @@ def quiesce(monitor: Monitor, client: Client, request: Request) -> None:
 
 
 def resume(monitor: Monitor, client: Client, request: Request) -> None:
-    """The dump is over and the container runs on."""
+    """The dump is over and the container runs on. Unfinished: the dumper has still to complete the checkpoint."""
     monitor.quiesced = None
+    client.unfinished = request.get("unfinished", False)
+    client.answer(ok=True)
+
+
+def finished(monitor: Monitor, client: Client, request: Request) -> None:
+    """Now the checkpoint is complete, or its dumper has removed it."""
+    client.unfinished = False
     client.answer(ok=True)
 
 
@@ -204,6 +211,7 @@ REQUESTS = {
     "wait": wait,
     "attach": attach,
     "exec": exec_,
+    "finished": finished,
     "quiesce": quiesce,
     "settle": handover.settle,
     "carry_on": handover.carry_on,

@@ -7,6 +7,7 @@ import errno
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from runtime.errors import NotFound, from_os_error
 from runtime.memory_calls import IOV_MAX, process_vm_readv
@@ -16,14 +17,26 @@ Range = tuple[int, int]
 """[start, end): addresses, both multiples of PAGE."""
 
 
-class Buffer:
-    """Page-aligned memory of SIZE bytes that a batch is read into."""
+class Place(NamedTuple):
+    """Memory of ours that pages are read into."""
 
-    def __init__(self, size: int) -> None:
+    address: int
+    view: memoryview
+
+
+class Buffer:
+    """Page-aligned memory of SIZE bytes that a batch is read into. ready: it costs no page faults when it is used."""
+
+    def __init__(self, size: int, *, ready: bool = False) -> None:
         self.size = size
-        self._map = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | (mmap.MAP_POPULATE if ready else 0)
+        self._map = mmap.mmap(-1, size, flags=flags)
         self.view = memoryview(self._map)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self._map))
+
+    def place(self, at: int, size: int) -> Place:
+        """A part of it; it must outlive that."""
+        return Place(self.address + at, self.view[at : at + size])
 
 
 def batches(runs: Iterable[Range], size: int) -> Iterator[list[Range]]:
@@ -46,17 +59,12 @@ def batches(runs: Iterable[Range], size: int) -> Iterator[list[Range]]:
 class TaskReader:
     """The memory of process PID (host's id), running or not. Use as a context manager.
 
-    Reading needs CAP_SYS_PTRACE over the task. Its memory stays the one of this process even if the id is reused.
+    Reading needs CAP_SYS_PTRACE over the task.
     """
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        try:
-            self._memory = os.open(f"/proc/{pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise from_os_error(
-                error, doing="reading the memory of", target=f"process {pid}"
-            ) from error
+        self._memory = self._open()
 
     def __enter__(self) -> TaskReader:
         return self
@@ -67,7 +75,17 @@ class TaskReader:
     def close(self) -> None:
         os.close(self._memory)
 
-    def read(self, batch: Sequence[Range], buffer: Buffer) -> tuple[list[Range], list[Range]]:
+    def _open(self) -> int:
+        try:
+            return os.open(f"/proc/{self.pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise from_os_error(
+                error, doing="reading the memory of", target=f"process {self.pid}"
+            ) from error
+
+    def read(
+        self, batch: Sequence[Range], buffer: Buffer | Place
+    ) -> tuple[list[Range], list[Range]]:
         """Read BATCH (see batches()) into the buffer's beginning, without gaps.
 
         Returns what was read, and what could not be because it isn't mapped any more. Raises NotFound when the process
@@ -88,13 +106,16 @@ class TaskReader:
         return self._carefully(batch, buffer, done - done % PAGE)
 
     def _carefully(
-        self, batch: Sequence[Range], buffer: Buffer, done: int
+        self, batch: Sequence[Range], buffer: Buffer | Place, done: int
     ) -> tuple[list[Range], list[Range]]:
         """After DONE bytes came a page that isn't there, or that may not be read (PROT_NONE), which mem(5) can."""
         read: list[Range] = []
         gone: list[Range] = []
         at = 0
         mapped = self._mapped()
+        # An exec gives a process another memory, of which the old descriptor knows nothing.
+        os.close(self._memory)
+        self._memory = self._open()
         for start, end in batch:
             size = end - start
             if done >= size:
@@ -119,7 +140,7 @@ class TaskReader:
                         gone.append((page, page + PAGE))
         return joined(read), joined(gone)
 
-    def _page(self, page: int, buffer: Buffer, at: int) -> bool:
+    def _page(self, page: int, buffer: Buffer | Place, at: int) -> bool:
         try:
             return os.preadv(self._memory, [buffer.view[at : at + PAGE]], page) == PAGE
         except OSError:

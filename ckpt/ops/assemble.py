@@ -1,0 +1,118 @@
+"""A checkpoint made whole: what CRIU wrote in the frozen window, and the pages that were copied while it ran.
+
+The tasks run again. Each task's pages image is written from its two sources in the order of addresses, with a page map
+that says so; everything else goes on as CRIU wrote it. What results is a checkpoint like any other: neither restore
+nor verify, export or another host can tell how it was taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from ckpt.ops.aside import Aside
+from ckpt.ops.outgoing import Target
+from images import whole_entries
+from images.errors import Truncated
+from images.lazy_entries import task_of
+from images.moving import Mover
+from images.pages import PageMap, build_page_map, parse_page_map
+from images.parts import CRIU, INVENTORY
+from images.pour import Extent, pour_bytes, pour_extents
+from images.whole_entries import Piece
+from runtime.pagesource.keep import PageKeeper
+from runtime.tracking.ranges import Range, common
+
+
+def complete(
+    target: Target,
+    aside: Aside,
+    held: Mapping[str, bytes],
+    keeper: PageKeeper,
+    hidden: Callable[[int], Sequence[Range]],
+) -> int:
+    """Write everything into TARGET; returns the bytes of pages that came from KEEPER.
+
+    HELD: the small images that were kept back, page maps among them. HIDDEN: of a task (as the container numbers it),
+    the ranges that CRIU was not shown. KEEPER is empty afterwards.
+    """
+    page_maps = {
+        name: parse_page_map(data, name) for name, data in held.items() if task_of(name) is not None
+    }
+    ours = {page_map.pages_file for page_map in page_maps.values()}
+    aside.pour(target, lambda kind, name: kind != CRIU or name not in ours)
+    total = 0
+    for name, page_map in page_maps.items():
+        task = task_of(name) or 0
+        carried = common(keeper.runs(task), list(hidden(task)))
+        dumped = aside.extents(CRIU, page_map.pages_file) if page_map.runs else []
+        total += _task(target, task, name, page_map, carried, dumped, keeper)
+        keeper.ended(task)
+    small = [name for name in held if name not in page_maps]
+    # The inventory last: where a restore reads along, it begins in earnest with that.
+    for name in sorted(small, key=lambda name: name == INVENTORY):
+        _pour(target, name, held[name])
+    return total
+
+
+def _task(
+    target: Target,
+    task: int,
+    name: str,
+    page_map: PageMap,
+    carried: Sequence[Range],
+    dumped: Sequence[Extent],
+    keeper: PageKeeper,
+) -> int:
+    def pieces() -> Iterator[Piece]:
+        return whole_entries.pieces(page_map, carried, name)
+
+    with Mover(doing="completing", target=page_map.pages_file) as mover:
+        extents = _extents(pieces(), _Cursor(dumped, page_map.pages_file), task, keeper)
+        size = pour_extents(target.sink(CRIU), page_map.pages_file, extents, mover)
+    _pour(target, name, build_page_map(page_map.pages_id, whole_entries.runs(pieces())))
+    return size - sum(size for _, _, size in dumped)
+
+
+def _extents(
+    pieces: Iterator[Piece], dumped: _Cursor, task: int, keeper: PageKeeper
+) -> Iterator[Extent]:
+    for piece in pieces:
+        if piece.dumped:
+            yield from dumped.next(piece.end - piece.start)
+        else:
+            for offset, size in keeper.file.taking(task, piece.start, piece.end):
+                yield keeper.file.fd, offset, size
+    dumped.end()
+
+
+def _pour(target: Target, name: str, data: bytes) -> None:
+    with Mover(doing="copying", target=name) as mover:
+        pour_bytes(target.sink(CRIU), name, data, mover)
+
+
+class _Cursor:
+    """CRIU's pages image from its first byte to its last."""
+
+    def __init__(self, extents: Sequence[Extent], name: str) -> None:
+        self._left = list(reversed(extents))
+        self._name = name
+
+    def next(self, size: int) -> Iterator[Extent]:
+        while size:
+            if not self._left:
+                raise self._differs("ends too early")
+            fd, offset, there = self._left.pop()
+            if there > size:
+                self._left.append((fd, offset + size, there - size))
+                there = size
+            size -= there
+            yield fd, offset, there
+
+    def end(self) -> None:
+        if self._left:
+            raise self._differs("has more pages")
+
+    def _differs(self, what: str) -> Truncated:
+        return Truncated(
+            doing="completing", target=self._name, why=f"it {what} than its page map says"
+        )

@@ -1,0 +1,153 @@
+"""A checkpoint of a container that runs on: what it holds is one moment, and its pause knows nothing of its memory."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runtime.paths import ContainerPaths
+from tests import needs
+from tests.e2e.box import Box, opened, until
+from tests.e2e.snagging import nothing_of
+
+pytestmark = [
+    needs.root,
+    needs.criu,
+    needs.compiler,
+    needs.cgroup_write,
+    needs.overlayfs,
+    needs.kernel("6.7"),
+]
+
+SOURCE = Path(__file__).parent / "pause_lab" / "crowd.c"
+PROCESSES, THREADS, PAGES = 3, 2, 1024
+MEMORY = PROCESSES * THREADS * PAGES * 4096
+
+
+@pytest.fixture
+def box(ckpt_root: Path, small_rootfs: Path) -> Iterator[Box]:
+    place = small_rootfs.parent / "crowd"
+    if not place.exists():
+        new = small_rootfs.parent / "crowd.new"
+        shutil.copytree(small_rootfs, new, symlinks=True)
+        words = ["cc", "-static", "-O1", "-Wall", "-o", str(new / "bin/crowd"), str(SOURCE)]
+        subprocess.run(words, check=True, timeout=100)
+        new.rename(place)
+    with opened(ckpt_root, place) as made:
+        made.up("web", args=("crowd", str(PROCESSES), str(THREADS), str(PAGES)))
+        until(lambda: "ready" in made("logs", "web"))
+        yield made
+
+
+def is_well(box: Box, name: str = "web") -> None:
+    """Every thread has looked at all its pages, and each is as its owner has left it."""
+    before = len(verdicts(box, name))
+    box("kill", "-s", "USR1", name)
+    until(lambda: len(verdicts(box, name)) == before + PROCESSES * THREADS)
+    new = verdicts(box, name)[before:]
+    assert len({(process, thread) for process, thread, _ in new}) == PROCESSES * THREADS
+    assert {bad for _, _, bad in new} == {"bad=0"}
+
+
+def verdicts(box: Box, name: str) -> list[tuple[str, str, str]]:
+    for home in (box.root / "containers").iterdir():
+        paths = ContainerPaths(home, home)
+        if json.loads(paths.record.read_text())["name"] == name:
+            found = re.findall(r" V (\d+) (\d+) (bad=\d+)$", paths.log.read_text(), re.MULTILINE)
+            return list(found)
+    raise AssertionError(f"no container {name}")
+
+
+def dump(box: Box, *words: str) -> dict[str, Any]:
+    return dict(json.loads(box("dump", "web", "--leave-running", "--json", *words)))
+
+
+def states(box: Box, name: str) -> str:
+    """The states of all processes of a container, as ps shows them."""
+    return "".join(sorted(box("exec", name, "ps", "-o", "stat").split()[1:]))
+
+
+def test_the_copy_is_whole_and_of_one_moment(box: Box, tmp_path: Path) -> None:
+    first = dump(box, "--as", "first")
+    assert (first["mode"], first["mode_why"], first["tracker"]) == ("warm", "", "wp-async")
+    assert first["rounds"][0]["bytes"] >= MEMORY // 2
+    sizes = first["bytes"]
+    assert sizes["memory"] > MEMORY // 2 > sizes["images"] + sizes["memory_frozen"]
+    times = first["times"]
+    assert first["pause_ms"] == pytest.approx((times["resumed"] - times["frozen"]) / 1e6, abs=0.1)
+    is_well(box)
+    assert "Z" in states(box, "web")
+
+    # Like any other: good, readable, restored beside the original, and dumped again from there.
+    assert box("checkpoints", "verify", "first") == "first: good\n"
+    found = json.loads(box("checkpoints", "inspect", "first", "--json"))
+    assert [p["comm"] for p in found["processes"]].count("crowd") >= PROCESSES
+    kinds = {one["kind"]: one["dumped"] for p in found["processes"] for one in p["memory"]}
+    assert kinds["anonymous"] >= MEMORY // 2 // PROCESSES
+    box("restore", "first", "--as", "beside")
+    is_well(box, "beside")
+    assert "Z" in states(box, "beside")
+    box("rm", "-f", "beside")
+
+    # In a stream as well, to a file and to a pipe, and out of one.
+    dump(box, "-o", str(tmp_path / "file"))
+    with (tmp_path / "pipe").open("wb") as file:
+        done = box.call(
+            "dump", "web", "--leave-running", "--json", "-o", "-", text=False,
+            capture_output=False, stdout=file, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    assert json.loads(done.stderr)["mode"] == "warm"
+    is_well(box)
+    for name in ("file", "pipe"):
+        box("rm", "-f", "web")
+        box("restore", str(tmp_path / name))
+        is_well(box)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe"]
+    nothing_of(box, but=("web",))
+
+
+ENDS = [
+    ("round", "kill"), ("dump", "kill"), ("dump", "fail"), ("complete", "kill"), ("publish", "fail"),
+]  # fmt: skip
+
+
+def test_whatever_ends_it_at_whatever_point_the_container_runs_on(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for point, how in ENDS:
+        mark = tmp_path / f"{point}-{how}"
+        monkeypatch.setenv("CKPT_TEST_STOP_AT", f"{point}:{how}={mark}")
+        done = box.call("dump", "web", "--leave-running", "--as", "one")
+        assert done.returncode == (-9 if how == "kill" else 1), (point, done.stderr)
+        assert mark.with_suffix(".reached").exists()
+        monkeypatch.delenv("CKPT_TEST_STOP_AT")
+        until(lambda: not list((box.root / "checkpoints").glob(".draft*")))
+    is_well(box)
+    # Nobody traces it or tracks its memory any more, and nothing is in the way of the next.
+    until(lambda: box.call("dump", "web", "--leave-running", "--as", "next").returncode == 0)
+    nothing_of(box, but=("web",))
+
+
+def test_without_what_warm_needs_it_is_cold_and_says_why(
+    box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = box.fails(3, "dump", "web", "--mode", "warm")
+    assert "no pause to shorten" in said
+    assert dump(box, "--as", "asked", "--mode", "cold")["mode_why"] == ""
+    for program in (box.root / "programs").glob("preload-*"):
+        program.unlink()
+    (tmp_path / "env").symlink_to("/usr/bin/env")
+    monkeypatch.setenv("PATH", str(tmp_path))  # no compiler
+    said = box.fails(13, "dump", "web", "--leave-running", "--mode", "warm")
+    assert "--mode cold" in said
+    found = dump(box, "--as", "cold")
+    assert found["mode"] == "cold" and found["mode_why"]
+    assert found["bytes"]["images"] > MEMORY // 2 and found["pause_ms"] > 0
+    is_well(box)
