@@ -1,0 +1,145 @@
+"""How long does a container stand still for a checkpoint that leaves it running, beside a warm migration of it?
+
+Two lab hosts; a container with a process of each size, its memory incompressible. In each run: `dump --leave-running`
+in each mode, then a warm move to the other host. The pause is the largest gap in the workload's own ticks
+(CLOCK_REALTIME, one a millisecond). Afterwards the workload verifies every page, and so does a container that is
+restored from the last warm checkpoint.
+
+    python -m benchmarks.pause [--sizes 16,1024,4096] [--modes warm,cold] [--runs 5] [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from benchmarks import workload
+from benchmarks.results import (
+    Spread,
+    last_line,
+    machine,
+    numbers,
+    parser,
+    ratio,
+    say,
+    table,
+    words,
+)
+from tests.lab import Lab
+
+CHECKPOINT = "pause"
+MIGRATION = "migration"
+
+
+def dump(load: workload.Load, mode: str) -> tuple[float, float, dict[str, Any]]:
+    """The gap and the whole in ms, and ckpt's report; the checkpoint is there afterwards."""
+    load.here.run(["ckpt", "checkpoints", "rm", CHECKPOINT], check=False)
+    load.ticks.wait_on()
+    since = time.time_ns()
+    report = load.here.ckpt(
+        *("dump", workload.NAME, "--leave-running", "--mode", mode, "--as", CHECKPOINT, "--json"),
+        json_output=True,
+    )
+    total = (time.time_ns() - since) / 1e6
+    load.ticks.wait_on()
+    return load.ticks.gap_ms(since), total, report
+
+
+def verify_restored(load: workload.Load) -> None:
+    """Of a container from the checkpoint; the original is gone. Raises WrongPages."""
+    load.here.ckpt("rm", "-f", workload.NAME)
+    load.here.ckpt("restore", CHECKPOINT)
+    load.ticks.wait_on()
+    load.here.ckpt("kill", "-s", "USR1", workload.NAME)
+    load.ticks.wait_on()
+    if bad := load.ticks.verdict():
+        raise workload.WrongPages(f"{bad} pages are wrong after the restore")
+
+
+def measure_size(lab: Lab, root: Path, mib: int, options: argparse.Namespace) -> dict[str, Any]:
+    gaps: dict[str, list[float]] = defaultdict(list)
+    said: dict[str, list[float]] = defaultdict(list)
+    totals: dict[str, list[float]] = defaultdict(list)
+    with (
+        tempfile.TemporaryDirectory(prefix="ckpt-bench-") as name,
+        workload.running(lab, root, mib, options.per_ms, Path(name)) as load,
+    ):
+        Path(name).chmod(0o755)
+        for run in range(options.runs):
+            gap, report = load.move("warm")
+            gaps[MIGRATION].append(gap)
+            said[MIGRATION].append(report["downtime_ms"])
+            totals[MIGRATION].append(report["total_ms"])
+            for mode in options.modes:  # warm is the last, and its checkpoint stays
+                gap, total, report = dump(load, mode)
+                gaps[mode].append(gap)
+                said[mode].append(report["pause_ms"])
+                totals[mode].append(total)
+            if run < options.runs - 1:
+                load.here.ckpt("checkpoints", "rm", CHECKPOINT)
+        load.verify()
+        verify_restored(load)
+        load.here.ckpt("checkpoints", "rm", CHECKPOINT)
+    base = Spread.of(gaps[MIGRATION]).median
+    return {
+        "mib": mib,
+        "ways": {
+            way: {
+                "pause_ms": Spread.of(found).median,
+                "pauses_ms": [round(gap, 1) for gap in found],
+                "said_ms": Spread.of(said[way]).median,
+                "total_ms": Spread.of(totals[way]).median,
+                "to_migration": ratio(Spread.of(found).median, base),
+            }
+            for way, found in gaps.items()
+        },
+    }
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    options.modes.sort(key=lambda mode: mode == "warm")
+    found = []
+    with (
+        tempfile.TemporaryDirectory(prefix="ckpt-bench-") as name,
+        Lab(storage=options.storage) as lab,
+    ):
+        folder = Path(name)
+        folder.chmod(0o755)
+        root = workload.build(folder)
+        for mib in options.sizes:
+            one = measure_size(lab, root, mib, options)
+            found.append(one)
+            say(f"{mib} MiB")
+            table(
+                ["", "pause ms", "ckpt says", "÷ migration", "total ms"],
+                [
+                    [
+                        way,
+                        str(Spread.of(row["pauses_ms"])),
+                        row["said_ms"],
+                        row["to_migration"],
+                        row["total_ms"],
+                    ]
+                    for way, row in one["ways"].items()
+                ],
+            )
+            say()
+    return {"sizes": found, "storage": options.storage, "machine": machine()}
+
+
+def main(argv: list[str] | None = None) -> None:
+    made = parser(__doc__)
+    made.add_argument("--sizes", type=numbers, default=[16, 1024, 4096], help="MiB: 16,1024,4096")
+    made.add_argument("--modes", type=words, default=["warm", "cold"])
+    made.add_argument("--per-ms", type=int, default=10, help="pages that the workload changes")
+    made.add_argument("--storage", choices=("tmpfs", "disk"), default="disk")
+    options = made.parse_args(argv)
+    last_line(options, measure(options))
+
+
+if __name__ == "__main__":
+    main()
