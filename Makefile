@@ -55,5 +55,6 @@ uninstall: ## take away what `make install` made, and the private CRIU; data sta
 
 clean: ## take away what was made in this checkout
 	@rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache \
-	  .hypothesis .import_linter_cache benchmarks/out
+	  .hypothesis .import_linter_cache
+	@if [ -d .peers ] && ! grep -q "$(CURDIR)/.peers" /proc/self/mountinfo; then rm -rf .peers; fi
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

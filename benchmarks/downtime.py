@@ -209,7 +209,7 @@ class Contest:
 
     def show(self) -> None:
         sizes = self.options.sizes
-        everybody = [*self.modes, "raw", "pipeline", "reference", *self.options.peers]
+        everybody = [*self.modes, "pipeline", "reference", *self.options.peers]
         heads = ["downtime in ms", *(f"{mib} MiB" for mib in sizes), "last ÷ first"]
         rows = []
         for who in everybody:
@@ -220,6 +220,10 @@ class Contest:
         say()
         table(heads, rows)
         say(f"median (smallest..largest) of {self.options.runs} runs; load {machine()['load']}")
+        small = min(FLOOR_MIB, sizes[0])
+        say(
+            f"floor: raw CRIU, dump and restore of {small} MiB: {self.found.spread('raw', small)} ms"
+        )
         self._show_ratios(sizes)
         rows = [[mode, self._distribution(mode)] for mode in self.modes]
         lines = [

@@ -26,8 +26,7 @@ _CIPHER = ("-c", "aes128-gcm@openssh.com")
 class Runc:
     """runc checkpoint, tar through ssh, runc restore."""
 
-    name = "runc"
-    binary = "runc"
+    _runc = ("runc", "--log", "/work/runc.log")
 
     def __init__(self, apart: Apart, here: Host, there: Host, work: Path) -> None:
         self._apart = apart
@@ -37,7 +36,7 @@ class Runc:
 
     def clear(self) -> None:
         for name in ("s1", "s2"):
-            self._apart.run(self._here, "runc", "delete", "--force", name, check=False)
+            self._apart.run(self._here, *self._runc, "delete", "--force", name, check=False)
         for name in ("h1", "h2"):
             shutil.rmtree(self._work / name, ignore_errors=True)
             (self._work / name).mkdir()
@@ -45,18 +44,16 @@ class Runc:
     def start(self, argv: Sequence[str]) -> None:
         self._bundle.mkdir(exist_ok=True)
         (self._bundle / "config.json").unlink(missing_ok=True)
-        self._apart.run(self._here, "runc", "spec", "--bundle", "/work/bundle")
+        self._apart.run(self._here, *self._runc, "spec", "--bundle", "/work/bundle")
         config = json.loads((self._bundle / "config.json").read_text())
         (self._bundle / "config.json").write_text(json.dumps(self._changed(config, argv)))
-        self._apart.run(
-            self._here, "runc", "run", "--detach", "--bundle", "/work/bundle", "s1", quiet=True
-        )
+        words = ["--detach", "--bundle", "/work/bundle", "s1"]
+        self._apart.run(self._here, *self._runc, "run", *words, quiet=True)
 
     def _changed(self, config: dict[str, Any], argv: Sequence[str]) -> dict[str, Any]:
         config["root"] = {"path": "/work/root", "readonly": False}
         config["process"] |= {"terminal": False, "args": list(argv)}
         config["process"].pop("rlimits", None)  # may need CAP_SYS_RESOURCE
-        config["linux"]["cgroupsPath"] = "/ckpt-peer"
         mounts = [one for one in config["mounts"] if one["type"] != "cgroup"]
         ticks = {"destination": "/ticks", "type": "bind", "source": "/work/ticks"}
         config["mounts"] = [*mounts, {**ticks, "options": ["rbind", "rw"]}]
@@ -64,22 +61,30 @@ class Runc:
 
     def move(self) -> None:
         images = ["--image-path", "/work/h1/img", "--work-path", "/work/h1/log"]
-        self._apart.run(self._here, "runc", "checkpoint", *images, "s1")
+        self._apart.run(self._here, *self._runc, "checkpoint", *images, "s1")
         take = f"tar -C {self._work / 'h2'} -xf -"
         _pour(self._here, self._there, ["tar", "-C", self._work / "h1", "-cf", "-", "img"], take)
         images = ["--image-path", "/work/h2/img", "--work-path", "/work/h2/log"]
         words = ["--detach", "--bundle", "/work/bundle", *images, "s2"]
-        self._apart.run(self._there, "runc", "restore", *words, quiet=True)
+        try:
+            self._apart.run(self._there, *self._runc, "restore", *words, quiet=True)
+        except PeerFault as fault:
+            raise PeerFault(f"{fault}; {self._said()}") from fault
+
+    def _said(self) -> str:
+        """Its last words, and CRIU's complaints."""
+        log, criu = self._work / "runc.log", self._work / "h2/log/restore.log"
+        own = log.read_text(errors="replace")[-500:] if log.exists() else ""
+        lines = criu.read_text(errors="replace").splitlines() if criu.exists() else []
+        return own + "\n".join([line for line in lines if "Error" in line][-5:])
 
     def signal(self, name: str) -> None:
-        self._apart.run(self._there, "runc", "kill", "s2", name)
+        self._apart.run(self._there, *self._runc, "kill", "s2", name)
 
 
 class Podman:
     """podman container checkpoint --export, the archive through ssh, podman container restore --import."""
 
-    name = "podman"
-    binary = "podman"
     _podman = (
         *("podman", "--root", "/work/storage", "--runroot", "/run/storage"),
         *("--runtime", "runc", "--cgroup-manager", "cgroupfs", "--events-backend", "none"),

@@ -54,10 +54,7 @@ def verify_restored(load: workload.Load) -> None:
     load.here.ckpt("rm", "-f", workload.NAME)
     load.here.ckpt("restore", CHECKPOINT)
     load.ticks.wait_on()
-    load.here.ckpt("kill", "-s", "USR1", workload.NAME)
-    load.ticks.wait_on()
-    if bad := load.ticks.verdict():
-        raise workload.WrongPages(f"{bad} pages are wrong after the restore")
+    load.verify()
 
 
 def measure_size(lab: Lab, root: Path, mib: int, options: argparse.Namespace) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """runc and podman, for measuring beside ckpt: Debian's newest, in a place of their own.
 
-    python -m benchmarks.peers               set them up below benchmarks/out (about a minute; again: nothing)
+    python -m benchmarks.peers               set them up in .peers (about a minute; again: nothing)
     python -m benchmarks.peers --remove      take that away
 
 They get what is fair: the same workload, the same two hosts' ssh between them (with the quicker cipher), images,
@@ -24,7 +24,8 @@ from benchmarks.apart import PeerFault
 from benchmarks.results import say
 from tests.vm import mirror
 
-OUT = Path(__file__).parent / "out" / "peers"
+OUT = Path(__file__).resolve().parents[1] / ".peers"
+"""Not below this package: tools that look through it would take a whole Debian along."""
 SUITE = "sid"
 PACKAGES = ("criu", "runc", "podman", "conmon", "iptables", "nftables", "ca-certificates")
 _SAYS_NO = "#!/bin/sh\nexit 101\n"

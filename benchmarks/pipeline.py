@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ckpt.ops.outgoing import Held
 from images.criu_stream import Capture, Serve
+from images.image_file import rehearse
 from images.lazy_entries import plan_lazy, task_of
 from images.pages import build_page_map, parse_page_map
 from images.parts import INVENTORY
@@ -75,6 +76,7 @@ def move(criu: str, pid: int, root: Path, folder: Path) -> None:
     source.mkdir()
     target.mkdir()
     with contextlib.ExitStack() as stack:
+        rehearse()
         memory = _Memory(pid, stack)
         for _ in range(ROUNDS):
             memory.round()

@@ -65,12 +65,13 @@ class Ticks:
         begin, end = self.gap(since_ns)
         return (end - begin) / 1e6
 
-    def verdict(self, timeout: float = 120) -> int:
-        """How many pages are wrong, once it has said so."""
-        self._wait(self._verdicts, "verify its memory", timeout)
-        return self._verdicts()[-1]
+    def verdict(self, timeout: float = 120, *, after: int = 0) -> int:
+        """How many pages are wrong, once it has said so. AFTER: this many verdicts are old."""
+        self._wait(lambda: len(self.verdicts()) > after, "verify its memory", timeout)
+        return self.verdicts()[-1]
 
-    def _verdicts(self) -> list[int]:
+    def verdicts(self) -> list[int]:
+        """All that it has said so far."""
         return [-value - 1 for value in self.values() if value < 0]
 
     def _wait(self, check: Callable[[], object], what: str, timeout: float) -> None:
@@ -106,8 +107,9 @@ class Load:
 
     def verify(self) -> None:
         """Every page is what it must be. Raises WrongPages."""
+        known = len(self.ticks.verdicts())
         self.here.ckpt("kill", "-s", "USR1", NAME)
-        if bad := self.ticks.verdict():
+        if bad := self.ticks.verdict(after=known):
             raise WrongPages(f"{bad} pages are wrong after the moves")
 
 
