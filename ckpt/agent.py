@@ -91,6 +91,8 @@ class Agent:
             outcome = self.conversation.run(Begin()).outcome
             if outcome is Outcome.ABORTED and self._journal is not None:
                 self._journal.forget()
+            if outcome is Outcome.MOVED and self._arrival is not None:
+                self._arrival.tell_started()
             return outcome
         finally:
             self.close()

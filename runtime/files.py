@@ -37,6 +37,17 @@ def publish(path: Path, data: bytes, mode: int = 0o600, *, durable: bool = True)
         sync_directory(path.parent)
 
 
+def sweep_unpublished(directory: Path) -> list[str]:
+    """Remove what processes that were killed in publish() left in DIRECTORY; returns the names."""
+    done = []
+    for path in sorted(directory.glob(".*.new")):
+        writer = path.name.split(".")[-2]
+        if writer.isdigit() and not Path("/proc", writer).exists():
+            path.unlink(missing_ok=True)
+            done.append(path.name)
+    return done
+
+
 def publish_json(path: Path, value: Any, *, durable: bool = True) -> None:
     publish(path, json.dumps(value, indent=1).encode() + b"\n", durable=durable)
 

@@ -20,6 +20,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+MAX_LINES = 20
+"""Lines of a log that travel with an error."""
+
 
 class TransportFault(Exception):
     """Something between two hosts failed.
@@ -82,7 +85,11 @@ class VersionMismatch(TransportFault):
 
 
 class PeerFault(TransportFault):
-    """An error that the peer reported: ``code`` is its kind there, ``fields`` its details."""
+    """An error that the peer reported: ``code`` is its kind there, ``fields`` its details.
+
+    ``lines``: of a log that shows it; ``log``: where the whole log is at the peer; ``host``: the
+    peer's name, from whoever knows it.
+    """
 
     def __init__(
         self,
@@ -98,6 +105,16 @@ class PeerFault(TransportFault):
         super().__init__(doing=doing, target=target, why=why, hint=hint, retry=retry)
         self.code = code
         self.fields = dict(fields or {})
+        self.lines = _lines(self.fields.get("lines"))
+        self.log = one_line(str(self.fields.get("log") or ""), 500)
+        self.host = ""
+
+
+def _lines(value: object) -> tuple[str, ...]:
+    """Lines of a peer's log, fit for a terminal; their indentation tells nothing."""
+    if not isinstance(value, list | tuple):
+        return ()
+    return tuple(one_line(line, 500) for line in value[:MAX_LINES] if isinstance(line, str))
 
 
 def one_line(text: str, limit: int = 2000) -> str:

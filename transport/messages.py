@@ -45,7 +45,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from transport.errors import PeerFault, ProtocolFault, TransportFault, VersionMismatch, one_line
+from transport.errors import (
+    MAX_LINES,
+    PeerFault,
+    ProtocolFault,
+    TransportFault,
+    VersionMismatch,
+    one_line,
+)
 
 Message = dict[str, Any]
 
@@ -236,8 +243,13 @@ def fault_fields(fault: Exception, *, code: str = "") -> dict[str, Any]:
     """The fields of an ``abort`` or ``fault`` message for any of our exceptions.
 
     Works with every fault of this project: they share ``doing``, ``target``, ``why``, ``hint``
-    and ``retry``.
+    and ``retry``. Some have ``lines`` of a log and the path of the whole ``log``.
     """
+    facts: dict[str, Any] = {}
+    if lines := getattr(fault, "lines", ()):
+        facts["lines"] = [one_line(str(line), 500) for line in lines[:MAX_LINES]]
+    if log := getattr(fault, "log", ""):
+        facts["log"] = one_line(str(log), 500)
     return {
         "code": code or _snake(type(fault).__name__),
         "doing": one_line(str(getattr(fault, "doing", "")), 500),
@@ -245,6 +257,7 @@ def fault_fields(fault: Exception, *, code: str = "") -> dict[str, Any]:
         "why": one_line(str(getattr(fault, "why", fault)), 4000),
         "hint": one_line(str(getattr(fault, "hint", "")), 2000),
         "retry": bool(getattr(fault, "retry", False)),
+        "facts": facts,
     }
 
 

@@ -105,6 +105,7 @@ def describe(fault: BaseException) -> dict[str, Any]:
         "retry": bool(getattr(fault, "retry", False)),
         "lines": list(getattr(fault, "lines", ())),
         "log": getattr(fault, "log", ""),
+        "log_host": getattr(fault, "host", ""),
         "exit_code": exit_code(fault),
     }
 
@@ -118,7 +119,9 @@ def report(fault: BaseException, *, as_json: bool) -> None:
     for line in getattr(fault, "lines", ()):
         click.echo(f"    {line}", err=True)
     if getattr(fault, "log", ""):
-        click.echo(f"  the whole log: {fault.log}", err=True)  # type: ignore[attr-defined]
+        host = getattr(fault, "host", "")
+        where = f" on {host}" if host else ""
+        click.echo(f"  the whole log: {fault.log}{where}", err=True)  # type: ignore[attr-defined]
     if getattr(fault, "retry", False):
         click.echo("  trying again makes sense", err=True)
 

@@ -13,7 +13,8 @@ from ckpt.cli.flags import RUN, options, wish_of
 from ckpt.cli.types import TAKES_COMMAND, command, inner_command
 from ckpt.ops import create as creating
 from ckpt.ops import execute, lifecycle
-from ckpt.ops.host import Host, lock_container
+from ckpt.ops.host import Host
+from runtime.container.record import Container
 from runtime.errors import SystemFault
 
 
@@ -37,15 +38,14 @@ def run(host: Host, rootfs: str, args: tuple[str, ...], detach: bool, **flags: A
         container = creating.run(host, wish)
         click.echo(container.record.name)
         return
-    container = creating.create(host, wish)
-    name = container.record.name
-    try:
-        control, terminal = execute.attach(host, name)
-        with lock_container(container):
-            lifecycle.start(host, container)
-    except BaseException:
-        creating.forget(host, container)
-        raise
+    attached = []
+
+    def begin(container: Container) -> None:
+        attached.append(execute.attach(host, container.record.name))
+        lifecycle.start(host, container)
+
+    name = creating.create(host, wish, then=begin).record.name
+    control, terminal = attached[0]
     with control:
         if wish.remove:
             with contextlib.suppress(SystemFault):  # it has ended already

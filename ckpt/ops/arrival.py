@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any
 
+from ckpt.ops import hooks, places
 from ckpt.ops.bringup import Surroundings, bring_up, network_of, resources_of
 from ckpt.ops.create import forget, write_etc
 from ckpt.ops.host import Host
@@ -27,6 +28,7 @@ from ckpt.ops.incoming import FilesSink
 from ckpt.ops.landing import Landing
 from ckpt.ops.late import Late
 from ckpt.ops.processor import lacking
+from ckpt.ops.volume_arrival import ArrivingVolumes
 from images.criu_stream import Serve
 from images.image_file import build_image, parse_image, rehearse
 from images.inventory import without_lock
@@ -74,7 +76,8 @@ class Arrival:
         self.tmpfs: dict[str, int] = {}
         """Mounts that hang nowhere yet, by key: filled here, put in place by the monitor."""
         self.late: Late | None = None
-        self.notes: list[str] = []
+        self.volumes = ArrivingVolumes(host.paths, manifest)
+        self.notes: list[str] = self.volumes.notes()
         """What is different from before, for people."""
         self._moved: dict[str, str] = {}
         self._faults: list[BaseException] = []
@@ -103,7 +106,9 @@ class Arrival:
         theirs = tuple(int(part) for part in manifest.criu.split("."))
         if theirs[:2] > self.host.criu.version[:2]:
             found.append(f"it is of CRIU {manifest.criu}, here is {self.host.criu.text}")
-        return found
+        if manifest.rootfs.id_base:
+            found += [one.why for one in places.problems(self.host.paths, self.volumes.sources)]
+        return found + self.volumes.problems()
 
     def check(self) -> None:
         """Raises Unsupported with problems() and what is missing here."""
@@ -147,10 +152,12 @@ class Arrival:
             )
             self._stack.callback(self._forget)
             self.began = True
+            self.volumes.place(record, everyone)
             record.network = self._network(record, everyone).to_dict()
             self.container.save()
         for path in (self.container.paths.upper, self.container.paths.rw / "work"):
             path.mkdir(mode=0o755, parents=True)
+        self.volumes.make(self.container.record)
         self.container.paths.etc.mkdir(mode=0o755)
         self.container.paths.logs.mkdir(mode=0o700)
         write_etc(self.container)
@@ -274,7 +281,15 @@ class Arrival:
         )
         if landing is not None:
             landing.start_pager(self.host, self.restorer.directory, work / "pager.log")
-        plan = self.restorer.plan(self.manifest.container["quiesced"])
+        # The network, message queues and hooks of the spec want the new namespaces; volumes are compared before CRIU
+        # opens a file.
+        early = (
+            own_network
+            or bool(self._queues)
+            or hooks.at_creation(container)
+            or self.volumes.to_compare
+        )
+        plan = self.restorer.plan(self.manifest.container["quiesced"], stop_early=early)
         serve = Serve(self.restorer.directory)
         self.around = self._stack.enter_context(
             bring_up(self.host, container, restore=plan, tmpfs=self.tmpfs, limits=False)
@@ -288,10 +303,10 @@ class Arrival:
             with _lazily(landing is not None and bool(container.record.id_base)):
                 self.restorer.started(self.around.control)
                 on_started()
-                if own_network or self._queues:
+                if early:
                     pid = self.restorer.namespaces(RESTORE_LIMIT, checked)
-                    if own_network:
-                        self.around.plug(pid)
+                    self.volumes.settle()
+                    self.around.plug(pid)
                     self._make_queues(pid)
                     self.restorer.plugged()
                 self.restorer.prepared(RESTORE_LIMIT, checked)
@@ -337,6 +352,7 @@ class Arrival:
         """Let it run; returns its init's pid."""
         self.around.cgroup.apply(resources_of(self.container))
         self.around.attach()
+        keep_volumes(self.container)
         self._done = True
         pid = self.restorer.go()
         self.times["running"] = self.restorer.resumed_ns
@@ -344,6 +360,10 @@ class Arrival:
         if self._server is not None:
             self._server.join(10)
         return pid
+
+    def tell_started(self) -> None:
+        """It runs here now: after go(), and after everything that somebody waits for."""
+        hooks.started(self.container)
 
     def hold(self) -> None:
         """What is prepared outlives us from now on: only a verdict ends it."""
@@ -396,12 +416,20 @@ def take_over(container: Container) -> tuple[Control, str]:
     return control, str(answer["action"])
 
 
+def keep_volumes(container: Container) -> None:
+    """What came along stays from now on, whatever becomes of the container."""
+    if container.record.brought:
+        container.record.brought = []
+        container.save()
+
+
 def release_held(host: Host, migration: str) -> int:
     """Recovery after COMMIT: let run what another process prepared. Returns when it ran (ns since the epoch).
 
     Raises NotFound; WrongState when what was prepared is gone, as after a reboot of this host.
     """
     container = arrived_by(host, migration)
+    keep_volumes(container)
     if container.status().state == "running":
         return int(time.time_ns())
     restorer = Restorer(
@@ -420,7 +448,8 @@ def release_held(host: Host, migration: str) -> int:
         host.cgroup(container).apply(resources_of(container))
         network.attach(prepared)
         network.announce(prepared, restorer.go())
-        return restorer.resumed_ns
+    hooks.started(container)
+    return restorer.resumed_ns
 
 
 def discard_held(host: Host, migration: str) -> None:

@@ -51,7 +51,7 @@ class Surroundings:
     def plug(self, pid: int) -> None:
         """Put the prepared network into the network namespace of PID, for the hooks that may add to it."""
         network.plug(self.prepared, pid, self.sysctls)
-        hooks.run(self.container, ("prestart", "createRuntime"), status="creating", pid=pid)
+        hooks.run(self.container, hooks.AT_CREATION, status="creating", pid=pid)
 
     def attach(self) -> None:
         """From now on the container can be reached."""

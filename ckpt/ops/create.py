@@ -7,6 +7,7 @@ import json
 import shutil
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,14 @@ def init_layer(host: Host) -> str:
     return host.layers.ensure_layer_from_files({".ckpt/init": (0o755, program)})
 
 
-def create(host: Host, wish: Wish) -> Container:
-    """Make a container as far as "created". On any failure nothing of it is left."""
+def create(
+    host: Host, wish: Wish, *, then: Callable[[Container], object] | None = None
+) -> Container:
+    """Make a container as far as "created". On any failure nothing of it is left.
+
+    THEN is called with the container's lock still held: between making and starting nobody else has a say, and
+    `ckpt recover` can tell a `run` that was cut off from a container that waits for its start.
+    """
     check_name(wish.name)
     host.ready()
     check_free(host.paths, wish.name)
@@ -73,6 +80,8 @@ def create(host: Host, wish: Wish) -> Container:
     if fault is not None:
         raise fault
     fitness.check(wish.spec, user_namespace=wish.user_namespace, volumes=host.paths.volumes)
+    if wish.user_namespace:
+        fitness.check_places(host.paths, wish.spec)
     resources = cgroups.Resources.from_oci(wish.spec.get("linux", {}).get("resources"))
     cgroups.require(host.layout, resources)
     with host.layers.pinned():
@@ -82,28 +91,23 @@ def create(host: Host, wish: Wish) -> Container:
             fitness.check_owners(wish.spec, base)
         volumes.make_missing(host.paths, wish.spec, base)
         with contextlib.ExitStack() as undo:
-            container = reserve(host, wish, layers)
+            container = reserve(host, wish, layers, wanted="begun" if then else "created")
             undo.callback(forget, host, container)
             with lock_container(container):
                 make_files(host, container)
                 build(host, container)
+                if then is not None:
+                    then(container)
             undo.pop_all()
     return container
 
 
 def run(host: Host, wish: Wish) -> Container:
     """create, then start. What cannot be started is removed again."""
-    container = create(host, wish)
-    try:
-        with lock_container(container):
-            start(host, container)
-    except BaseException:
-        forget(host, container)
-        raise
-    return container
+    return create(host, wish, then=lambda container: start(host, container))
 
 
-def reserve(host: Host, wish: Wish, layers: list[str]) -> Container:
+def reserve(host: Host, wish: Wish, layers: list[str], *, wanted: str = "created") -> Container:
     """Give out name, id, id range and addresses, and write the record: one at a time on a host."""
     with host.lock():
         check_free(host.paths, wish.name)
@@ -123,6 +127,7 @@ def reserve(host: Host, wish: Wish, layers: list[str]) -> Container:
             stdin=wish.stdin,
             remove=wish.remove,
             restart=wish.restart,
+            wanted=wanted,
         )
         if wish.log:
             record.log = {**record.log, **wish.log}
@@ -165,6 +170,7 @@ def forget(host: Host, container: Container) -> None:
         container.record.id,
         root_dir=host.paths.root,
     )
+    volumes.take_back(host.paths, container.record, host.containers())
     container.paths.record.unlink(missing_ok=True)
     discard(container.paths.home)
 

@@ -19,9 +19,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ckpt.ops import heal, volume_arrival, volumes
 from ckpt.ops.carry import Carrier
 from ckpt.ops.host import Host
 from ckpt.ops.late import NAME as LATE
@@ -57,10 +59,19 @@ DUMP_LIMIT = 3600.0
 
 
 class Departure:
-    """Use as a context manager: leaving it without a verdict resumes the container."""
+    """Use as a context manager: leaving it without a verdict resumes the container.
+
+    WITH_VOLUMES: named volumes come along. Not into the store of the host on which they stay.
+    """
 
     def __init__(
-        self, host: Host, container: Container, *, reason: str, leave_running: bool
+        self,
+        host: Host,
+        container: Container,
+        *,
+        reason: str,
+        leave_running: bool,
+        with_volumes: bool = True,
     ) -> None:
         self.host = host
         self.container = container
@@ -90,6 +101,8 @@ class Departure:
         """Of content, in all rounds."""
         self.bytes_images = 0
         """What CRIU wrote."""
+        self._volumes = volumes.named(host.paths, container.record.spec)
+        self._carried = self._volumes if with_volumes else []
 
     def __enter__(self) -> Departure:
         return self
@@ -124,7 +137,7 @@ class Departure:
         self.quiesced = self._control.call(
             "quiesce", reason=self._reason, environment=_ways_to_others()
         )
-        self._trees = trees_of(self.container)
+        self._trees = trees_of(self.container, self._carried)
         externals = launch.external_points(self.container)
         self.quiesced["externals"] = [list(pair) for pair in externals]
         self._init_pid = status.init_pid
@@ -150,6 +163,7 @@ class Departure:
             leave_running=self._leave_running,
             target=f"container {self.container.record.name}",
             programs=self.host.paths.programs,
+            still=lambda: heal.stilled(self.host, self.container),
         )
 
     @property
@@ -171,14 +185,18 @@ class Departure:
             cpu_features=cpu_features(),
             cgroup_layout=self.host.layout.kind,
             spec=record.spec,
-            container={"record": record.to_dict(), "quiesced": self.quiesced},
+            container={
+                "record": record.to_dict(),
+                "quiesced": self.quiesced,
+                "volumes": volume_arrival.to_manifest(self._volumes, carried=bool(self._carried)),
+            },
             network=record.network,
             rootfs=Rootfs(
                 layers=tuple(record.layers),
                 id_base=record.id_base or None,
                 id_count=record.id_size,
             ),
-            left_out=tuple(left_out(record.spec)),
+            left_out=tuple(self._left_out()),
             left_running=self._leave_running,
         )
 
@@ -191,6 +209,19 @@ class Departure:
         sent = sum(tree.round(target, frozen=frozen, mapped=mapped) for tree in self._trees)
         self.bytes_files += sent
         return sent
+
+    def _left_out(self) -> list[str]:
+        """What the checkpoint doesn't hold, a line each."""
+        found = [
+            f"volume {volume.name} at {', '.join(volume.points)}: it stays on its host"
+            for volume in self._volumes
+            if volume not in self._carried
+        ]
+        found += [
+            f"{source} of the host, mounted at {point}: it must be there at a restore"
+            for source, point in volumes.binds(self.host.paths, self.container.record.spec)
+        ]
+        return found
 
     def _late(self, target: Target) -> None:
         """What is known only now: the ends of jobs, input not read yet, and what CRIU leaves out."""
@@ -373,6 +404,8 @@ class Departure:
         self._dumper.wait_killed()
         if self._linked:
             links.remove(self.container.paths.upper)
+            for volume in self._carried:
+                links.remove(Path(volume.source))
         self.times["killed"] = time.time_ns()
         with contextlib.suppress(RuntimeFault):
             self._control.receive(10.0)  # end of file: the monitor goes
@@ -440,12 +473,3 @@ def is_dying(pid: int) -> bool:
     except (FileNotFoundError, ProcessLookupError):
         return True
     return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & 0x4)
-
-
-def left_out(spec: dict[str, Any]) -> list[str]:
-    """What a checkpoint doesn't carry, a line each."""
-    return [
-        f"the volume {mount['destination']} (on the host: {mount.get('source')})"
-        for mount in spec.get("mounts", [])
-        if mount.get("type") == "bind" or "bind" in mount.get("options", [])
-    ]

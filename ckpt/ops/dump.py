@@ -55,7 +55,11 @@ def to_store(
         with (
             host.store.begin(title) as draft,
             Departure(
-                host, container, reason=f"checkpointed as {title}", leave_running=leave_running
+                host,
+                container,
+                reason=f"checkpointed as {title}",
+                leave_running=leave_running,
+                with_volumes=False,
             ) as departure,
         ):
             departure.prepare()

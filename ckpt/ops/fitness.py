@@ -8,8 +8,10 @@ import stat
 from pathlib import Path
 from typing import Any
 
+from ckpt.ops import places
 from runtime.container import idrange
 from runtime.errors import BadInput, NotFound, Unsupported
+from runtime.paths import HostPaths
 from runtime.security.capabilities import Capabilities, held
 from runtime.spec import Spec
 
@@ -37,6 +39,13 @@ def check(spec: dict[str, Any], *, user_namespace: bool, volumes: Path) -> None:
     else:
         _say_what_is_not_granted(wanted)
     _check_sources(wanted, volumes)
+
+
+def check_places(paths: HostPaths, spec: dict[str, Any]) -> None:
+    """In a user namespace: can it reach and own what it mounts of this host? Raises Unsupported with the path."""
+    sources = [mount.source for mount in Spec(spec).mounts if mount.type == "bind"]
+    for problem in places.problems(paths, sources):
+        raise Unsupported(doing="using", target=problem.what, why=problem.why, hint=problem.hint)
 
 
 def _check_mappings(spec: Spec) -> None:

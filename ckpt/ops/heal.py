@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from ckpt.ops import journal
 from ckpt.ops.bringup import network_of
@@ -46,6 +46,23 @@ def release(host: Host, container: Container) -> None:
     with contextlib.suppress(RuntimeFault):
         network.attach(_network(host, container))
     thaw(host, container)
+
+
+@contextlib.contextmanager
+def stilled(host: Host, container: Container) -> Iterator[None]:
+    """Around the killing of a CRIU that holds the container's tasks, and hangs.
+
+    The kernel lets them go at once, with sockets still in repair mode, in which reading and writing are errors that a
+    program would see. So the freezer takes over, and they run when that is undone.
+    """
+    with contextlib.suppress(RuntimeFault):
+        host.cgroup(container).begin_freeze()
+    try:
+        yield
+        if network_of(container).kind != "host":
+            aftermath.release(host.cgroup(container).pids())
+    finally:
+        thaw(host, container)
 
 
 def hold(host: Host, container: Container) -> None:

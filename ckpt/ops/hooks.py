@@ -3,6 +3,10 @@
 prestart and createRuntime run when the container's namespaces are there and its network is plugged in, poststart when
 its command runs, poststop when it has ended and what it held is freed. A life of a container runs its poststop hooks
 once, whoever tears it down, also after a crash: a file says that they are due, and who removes it runs them.
+
+A restore, local or by a migration, is the beginning of a life on its host: it runs these four as a start does, and the
+dump or move that ended the life before ran its poststop. createContainer and startContainer are not run again: what
+they did inside is in the checkpoint.
 """
 
 from __future__ import annotations
@@ -33,6 +37,27 @@ def run(container: Container, kinds: Sequence[str], *, status: str, pid: int) ->
                 target=f"container {container.record.name}",
                 why=str(error),
             ) from None
+
+
+AT_CREATION = ("prestart", "createRuntime")
+
+
+def at_creation(container: Container) -> bool:
+    """Whether there are some to run when its namespaces are there."""
+    mine = Spec(container.record.spec).hooks
+    return any(mine[kind] for kind in AT_CREATION)
+
+
+def programs(container: Container) -> list[str]:
+    """The programs of the host that a restored container's hooks need."""
+    mine = Spec(container.record.spec).hooks
+    kinds = (*AT_CREATION, "poststart", POSTSTOP)
+    return sorted({str(hook["path"]) for kind in kinds for hook in mine[kind]})
+
+
+def started(container: Container) -> None:
+    """Its command runs: run the poststart hooks."""
+    run_after(container, "poststart", status="running", pid=container.status().init_pid)
 
 
 def run_after(container: Container, kind: str, *, status: str, pid: int = 0) -> None:

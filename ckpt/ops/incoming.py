@@ -1,7 +1,7 @@
 """Parts of kind "files" on their way in: each is applied where it belongs while it comes.
 
 upper-NNN.tree   rounds over the upper directory, in the order in which they come
-tmpfs-KEY-NNN.tree  the same for a tmpfs
+tmpfs-KEY-NNN.tree, volume-NAME-NNN.tree   the same for a tmpfs, a named volume
 logs-NNN.tree    and for the logs
 layer-DIGEST.tree   a read-only layer that comes along
 late.json        what was known last (ckpt/ops/late.py)
@@ -18,7 +18,7 @@ from ckpt.ops.host import Host
 from ckpt.ops.late import MAX_SIZE as MAX_LATE
 from ckpt.ops.late import NAME as LATE
 from ckpt.ops.late import Late
-from ckpt.ops.trees import LOGS, TMPFS, UPPER
+from ckpt.ops.trees import LOGS, TMPFS, UPPER, VOLUME
 from images.manifest import Manifest
 from images.moving import Mover
 from images.parts import Part, Sink
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 _UPPER = f"{UPPER}-"
 _TMPFS = f"{TMPFS}-"
+_VOLUME = f"{VOLUME}-"
 _LOGS = f"{LOGS}-"
 _LAYER = "layer-"
 
@@ -49,6 +50,9 @@ class FilesSink:
                 return _TreePart(lambda fd: self._arrival.apply_tmpfs(key, fd))
         if name.startswith(_LOGS):
             return _TreePart(self._arrival.apply_logs)
+        if name.startswith(_VOLUME):
+            volume = name.removeprefix(_VOLUME).rpartition("-")[0]
+            return _TreePart(lambda fd: self._arrival.volumes.apply(volume, fd))
         if name == LATE:
             return _LatePart(self._arrival)
         if name.startswith(_LAYER):

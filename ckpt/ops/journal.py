@@ -6,6 +6,7 @@ binds every other command, too: see require_settled.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import BadInput, Conflict, NotFound, from_os_error
-from runtime.files import publish_json, read_json
+from runtime.files import locked, publish_json, read_json, sweep_unpublished
 from transport.protocol import State
 
 _GONE = frozenset((State.COMMITTED, State.RUNNING, State.CLEANED))
@@ -135,6 +136,22 @@ def entries(directory: Path) -> list[Entry]:
         except FileNotFoundError:
             continue
     return sorted(found, key=lambda entry: entry.changed_ns)
+
+
+def sweep(directory: Path) -> list[str]:
+    """Remove locks of migrations that were killed before their first word was on disk; returns what was removed."""
+    done = sweep_unpublished(directory)
+    for lock in sorted(directory.glob("*.lock")):
+        if lock.with_suffix(".json").exists():
+            continue
+        with (
+            contextlib.suppress(Conflict, FileNotFoundError),
+            locked(lock, what=lock.name, wait=0, make=False),
+        ):
+            if not lock.with_suffix(".json").exists():
+                lock.unlink()
+                done.append(lock.name)
+    return done
 
 
 def of_container(directory: Path, container: str) -> list[Entry]:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from ckpt.ops import hooks
+from ckpt.ops import hooks, volumes
 from ckpt.ops.bringup import bring_up, network_of, tear_down
 from ckpt.ops.host import Host, lock_container
 from runtime.container.record import LIVE, Container, check_free, check_name
@@ -62,8 +62,7 @@ def start(host: Host, container: Container) -> None:
         control.send(op="start")
         try:
             control.expect(60.0, doing="starting")
-            pid = container.status().init_pid
-            hooks.run_after(container, "poststart", status="running", pid=pid)
+            hooks.started(container)
         except WrongState:
             # "cannot execute": the monitor is ending; wait for it, so that nothing is left behind.
             with contextlib.suppress(SystemFault, TimedOut):
@@ -152,6 +151,7 @@ def remove(host: Host, container: Container, *, force: bool = False) -> None:
         )
     stop(host, container, grace=0.0, number=signal.SIGKILL)
     network.destroy(network_of(container), container.record.id, root_dir=host.paths.root)
+    volumes.take_back(host.paths, container.record, host.containers())
     # The record goes first: a half-deleted container must not look like a whole one.
     container.paths.record.unlink(missing_ok=True)
     discard(container.paths.home)
@@ -198,7 +198,7 @@ def never_made(container: Container) -> bool:
     """Whether its `create` was killed halfway, or its restore failed: nobody has heard of this container yet."""
     values = container.status().values
     return bool(values.get("unborn")) or (
-        container.record.wanted == "created" and values.get("reason") == STARTER_GONE
+        container.record.wanted in ("created", "begun") and values.get("reason") == STARTER_GONE
     )
 
 

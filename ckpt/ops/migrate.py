@@ -23,14 +23,20 @@ from collections.abc import Callable
 from typing import Any
 
 from ckpt import FEATURES, SOFTWARE
-from ckpt.ops import bringup, forecast, heal, lifecycle, stops
+from ckpt.ops import bringup, forecast, heal, lifecycle, stops, volumes
 from ckpt.ops.carry import Carrier
 from ckpt.ops.convergence import Limits
 from ckpt.ops.departure import Departure
 from ckpt.ops.host import Host, lock_container
 from ckpt.ops.hosts import Registry
 from ckpt.ops.journal import Entry, Journal
-from ckpt.ops.preflight import checks, source_facts, source_findings, why_not_warm_there
+from ckpt.ops.preflight import (
+    checks,
+    clashing_volumes,
+    source_facts,
+    source_findings,
+    why_not_warm_there,
+)
 from ckpt.ops.report import Report
 from images.bundle_stream import StreamWriter
 from runtime.container.record import Container
@@ -39,7 +45,13 @@ from runtime.errors import NotFound, RuntimeFault, SystemFault, Unsupported
 from runtime.pagesource.send import PageSender
 from transport import ssh
 from transport.conversation import Conversation, Facts
-from transport.errors import AuthRefused, HostKeyChanged, TransportFault, UnknownHost
+from transport.errors import (
+    AuthRefused,
+    HostKeyChanged,
+    PeerFault,
+    TransportFault,
+    UnknownHost,
+)
 from transport.framing import FrameLink
 from transport.lane_opening import open_lane
 from transport.lanes import PREFERENCE, LaneWriter
@@ -56,6 +68,8 @@ from transport.protocol import (
 )
 
 PRESYNC_ROUNDS = 4
+FILES_EVERY = 2.0
+"""Seconds between rounds over the files while memory is copied."""
 SMALL_ROUND = 1 << 20
 """Bytes: a round over the files that sent less leaves little for the frozen window."""
 REACHING = 60.0
@@ -126,6 +140,7 @@ class Migration:
         self._cancel = -1
         self._offset_ns = 0
         self._expected = 0
+        self._files_at = 0.0
         self._began_ns = time.time_ns()
         self._phase_ns = self._began_ns
         self._current = "connect"
@@ -182,6 +197,8 @@ class Migration:
 
     def _conclude(self, finish: Finish) -> Report:
         cause = finish.cause
+        if isinstance(cause, PeerFault):
+            cause.host = self.report.target
         if finish.outcome is Outcome.MOVED or isinstance(cause, DryRun):
             return self.report
         if finish.outcome is Outcome.UNFINISHED:
@@ -312,7 +329,7 @@ class Migration:
         self.container.require("running", doing="migrating")
         pids = self.host.cgroup(self.container).pids()
         self._facts = source_facts(self.host, self.container, pids)
-        self.report.findings = source_findings(self.container, pids)
+        self.report.findings = source_findings(self.host, self.container, pids)
         self._choose(why_not_warm_there(self.host))
         if self.report.findings:
             raise self._refusal()
@@ -348,6 +365,9 @@ class Migration:
     def sync(self, facts: Facts, stop: threading.Event) -> None:
         theirs = facts["facts"]
         self._choose(str(theirs.get("not_warm", "")))
+        self.report.findings += clashing_volumes(
+            self.host, self.container, theirs.get("volumes", {})
+        )
         if self.report.findings:
             raise self._refusal()
         missing = list(theirs.get("missing_layers", []))
@@ -383,8 +403,7 @@ class Migration:
         self.report.bytes_layers = self._departure.send_layers(self._writer, only=missing)
         self._phase("layers", "files")
         for _ in range(PRESYNC_ROUNDS):
-            sent = self._departure.sync_files(self._writer)
-            self.report.bytes_files += sent
+            sent = self._sync_files()
             self._going()
             if sent < SMALL_ROUND:
                 break
@@ -421,8 +440,17 @@ class Migration:
         ]
         self.report.rounds_why = self._carrier.why
 
+    def _sync_files(self) -> int:
+        assert self._departure is not None and self._writer is not None
+        sent = self._departure.sync_files(self._writer)
+        self.report.bytes_files += sent
+        self._files_at = time.monotonic()
+        return sent
+
     def _round(self, written: int) -> None:
         self._show()
+        if time.monotonic() > self._files_at + FILES_EVERY:
+            self._sync_files()  # memory took long: files that changed meanwhile needn't wait for the freeze
 
     def _await_readiness(self, stop: threading.Event) -> None:
         """Until CRIU waits at the destination for its first image: nothing that can be done before is in the window."""
@@ -506,6 +534,7 @@ class Migration:
             with contextlib.suppress(CriuFault):  # its tasks died under its hands
                 self._departure.wait_killed()
         if self.container.paths.record.exists():
+            volumes.moved_away(self.host.paths, self.container.record, self.host.containers())
             lifecycle.remove(self.host, self.container, force=True)
         self._phase("clean")
 

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from ckpt import SOFTWARE
+from ckpt.ops import hooks, places, volumes
 from ckpt.ops.host import Host
 from ckpt.ops.processor import cpu_features, lacking
 from ckpt.ops.trees import tmpfs_bytes
 from runtime.container import record as records
-from runtime.container.record import Container
+from runtime.container.record import Container, check_name
 from runtime.criu.obstacles import obstacles
 from runtime.errors import RuntimeFault
 from runtime.network import plan as addresses
 from runtime.network.config import NetworkConfig
 from runtime.tracking.uffd import userfaultfd
+from runtime.tree import tree_digest
 from runtime.veil import veil
 
 Finding = dict[str, str]
@@ -41,6 +43,7 @@ def finding(what: str, why: str, hint: str = "") -> Finding:
 def source_facts(host: Host, container: Container, pids: list[int]) -> dict[str, Any]:
     """What the destination must know to judge."""
     record = container.record
+    named = volumes.named(host.paths, record.spec)
     return {
         "name": record.name,
         "container": record.id,
@@ -52,11 +55,14 @@ def source_facts(host: Host, container: Container, pids: list[int]) -> dict[str,
         "layers": {digest: host.layers.info(digest).data_bytes for digest in record.layers},
         "network": record.network,
         "memory": memory_of(pids) + tmpfs_bytes(container),
-        "files": tree_size(container.paths.upper),
+        "files": tree_size(container.paths.upper)
+        + sum(tree_size(Path(volume.source)) for volume in named),
+        "volumes": [{"name": volume.name, "writable": volume.writable} for volume in named],
+        "user_namespace": bool(record.id_base),
+        "hooks": hooks.programs(container),
         "binds": [
-            str(mount.get("source"))
-            for mount in record.spec.get("mounts", [])
-            if mount.get("type") == "bind" or "bind" in mount.get("options", [])
+            {"source": source, "directory": os.path.isdir(source)}
+            for source, _ in volumes.binds(host.paths, record.spec)
         ],
     }
 
@@ -77,15 +83,32 @@ def checks(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[dict[str, 
         ("memory", f"{mib(here['memory'])} in use", f"{mib(there.get('memory_free', 0))} free"),
         ("files", mib(here["files"] + need), f"{mib(there.get('disk_free', 0))} free"),
         ("layers", str(len(here["layers"])), f"{len(missing)} missing, {mib(need)}"),
+        ("volumes", _names_of(here["volumes"]), "free"),
         ("network", str(here["network"].get("kind")), "free"),
         ("name", here["name"], "free"),
     ]
     return [{"what": what, "here": str(ours), "there": str(theirs)} for what, ours, theirs in rows]
 
 
-def source_findings(container: Container, pids: list[int]) -> list[Finding]:
-    """What in the processes themselves cannot be dumped."""
+def _names_of(entries: list[dict[str, Any]]) -> str:
+    return ", ".join(entry["name"] for entry in entries) or "none"
+
+
+def source_findings(host: Host, container: Container, pids: list[int]) -> list[Finding]:
+    """What in the processes themselves cannot be dumped, and what of theirs others need here."""
     found = [finding(one.what, one.why, one.hint) for one in obstacles(pids)]
+    for volume in volumes.named(host.paths, container.record.spec):
+        others = volumes.sharers(
+            host.containers(), volume.name, writable=volume.writable, but=container.record.id
+        )
+        if others:
+            found.append(
+                finding(
+                    f"volume {volume.name}",
+                    f"container {', '.join(others)} uses it here, too",
+                    "a volume moves with its only container; ckpt rm the other, or give each its own",
+                )
+            )
     if container.record.network.get("kind") == "host":
         found += _established(pids)
     return found
@@ -200,16 +223,68 @@ def destination_findings(host: Host, facts: Mapping[str, Any]) -> list[Finding]:
                 "ckpt checkpoints prune there makes room",
             )
         )
-    for source in facts["binds"]:
+    if facts["user_namespace"]:
+        sources = [bind["source"] for bind in facts["binds"]]
+        for one in places.problems(host.paths, sources):
+            found.append(finding(one.what, one.why, one.hint))
+    for program in facts["hooks"]:
+        if not os.access(program, os.X_OK):
+            found.append(
+                finding("hook", f"{program} is no program here", "install it there as well")
+            )
+    return found + _volumes(host, facts)
+
+
+def _volumes(host: Host, facts: Mapping[str, Any]) -> list[Finding]:
+    found = []
+    for bind in facts["binds"]:
+        source, kind = bind["source"], "directory" if bind["directory"] else "file"
         if not os.path.exists(source):
+            why = f"{source} does not exist here"
+        elif os.path.isdir(source) != bind["directory"]:
+            why = f"{source} is no {kind} here"
+        else:
+            continue
+        hint = (
+            f"a {kind} of the host doesn't move along: put it there, with the same content, "
+            "or use a named volume, which does (-v NAME:/path)"
+        )
+        found.append(finding("volume", why, hint))
+    for entry in facts["volumes"]:
+        name = check_name(entry["name"], "volume name")
+        others = volumes.sharers(host.containers(), name, writable=entry["writable"])
+        if others:
             found.append(
                 finding(
-                    "volume",
-                    f"{source} does not exist here",
-                    "volumes of the host don't move along",
+                    f"volume {name}",
+                    f"container {', '.join(others)} uses one of that name there",
+                    "give one of them another name",
                 )
             )
     return found
+
+
+def volumes_here(host: Host, facts: Mapping[str, Any]) -> dict[str, str]:
+    """The digests of volumes that are coming although there are some of those names here, with content."""
+    found = {}
+    for entry in facts["volumes"]:
+        path = host.paths.volumes / check_name(entry["name"], "volume name")
+        if not volumes.is_empty(path):
+            found[path.name] = tree_digest(str(path))
+    return found
+
+
+def clashing_volumes(host: Host, container: Container, theirs: Mapping[str, Any]) -> list[Finding]:
+    """What speaks against the move in THEIRS, the destination's volumes_here()."""
+    return [
+        finding(
+            f"volume {volume.name}",
+            "the destination has one of that name with other content",
+            "move it away there (ROOT/volumes), or give this one another name",
+        )
+        for volume in volumes.named(host.paths, container.record.spec)
+        if volume.name in theirs and theirs[volume.name] != tree_digest(volume.source)
+    ]
 
 
 def _names(host: Host, facts: Mapping[str, Any]) -> list[Finding]:
@@ -229,6 +304,7 @@ def destination_facts(host: Host, facts: Mapping[str, Any]) -> dict[str, Any]:
         criu = fault.why
     return {
         "missing_layers": _missing(host, facts),
+        "volumes": volumes_here(host, facts),
         "software": SOFTWARE,
         "arch": platform.machine(),
         "kernel": platform.release(),

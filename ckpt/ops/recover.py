@@ -11,17 +11,20 @@ from __future__ import annotations
 
 import contextlib
 import time
+from pathlib import Path
 from typing import Any
 
-from ckpt.ops import arrival, comeback, heal, lifecycle, stops, tidy
+from ckpt.ops import arrival, comeback, heal, lifecycle, stops, tidy, volumes
 from ckpt.ops import migrate as migrating
 from ckpt.ops.bringup import tear_down
 from ckpt.ops.host import Host, lock_container
 from ckpt.ops.journal import Entry, Journal, entries, of_container
+from ckpt.ops.journal import sweep as sweep_journals
 from runtime.container.record import LIVE, Container, Record
 from runtime.errors import Conflict, NotFound, RuntimeFault
-from runtime.files import discard, locked
+from runtime.files import discard, locked, sweep_unpublished
 from runtime.network import host as network
+from runtime.pager import privilege
 from transport.errors import TransportFault
 from transport.protocol import Outcome, State
 
@@ -52,10 +55,16 @@ def recover(host: Host, *, only: str | None = None, assume: str | None = None) -
         if container.record.id not in busy:
             done += _container(host, container)
     done += _without_record(host)
+    if privilege.recover():
+        done.append({"what": "vm.unprivileged_userfaultfd", "did": "put back"})
     for name in host.store.sweep():
         done.append({"what": f"draft {name}", "did": "removed"})
-    done += [{"what": what, "did": "removed"} for what in tidy.after_agents(host)]
+    left = [*tidy.after_agents(host), *sweep_journals(host.paths.journals)]
+    left += [name for folder in _published(host) for name in sweep_unpublished(folder)]
+    done += [{"what": what, "did": "removed"} for what in left]
     live = {container.record.id for container in host.containers()}
+    for name in volumes.sweep(host.paths, live):
+        done.append({"what": f"a copy of volume {name}", "did": "removed"})
     for identity in network.sweep(live, root_dir=host.paths.root):
         done.append({"what": f"network of {identity}", "did": "released"})
     return done
@@ -179,13 +188,19 @@ def _run_here(host: Host, journal: Journal) -> str:
 def _container(host: Host, container: Container) -> list[Did]:
     state = container.status().state
     what = f"container {container.record.name}"
-    if state in LIVE:
+    if state in LIVE and not _cut_off(container):
         return []
     with contextlib.suppress(Conflict, NotFound), lock_container(container, wait=0):
         container = host.find(container.record.id)
         if container.status().state == "creating" and not container.paths.status.exists():
             lifecycle.remove(host, container, force=True)
             return [{"what": what, "did": "was half made; removed"}]
+        if container.record.wanted == "begun":
+            lifecycle.remove(host, container, force=True)
+            return [{"what": what, "did": "its run was cut off; removed"}]
+        if _cut_off(container):
+            lifecycle.start(host, container)
+            return [{"what": what, "did": "its start was cut off; started"}]
         # A machine that goes down ends containers before it ends us: those count as running, too.
         cut_off = container.status().state == "stopped" and (
             lifecycle.restart_delay(container) is not None
@@ -194,6 +209,16 @@ def _container(host: Host, container: Container) -> list[Did]:
             tear_down(host, container)
             return [{"what": what, "did": _start_again(host, container)}]
     return []
+
+
+def _published(host: Host) -> list[Path]:
+    """Directories in which files are published, but those that have a sweep of their own."""
+    return [host.paths.root, host.paths.network, *(c.paths.home for c in host.containers())]
+
+
+def _cut_off(container: Container) -> bool:
+    """Made, and to be started by a command that may be gone: if its lock is free, it is."""
+    return container.status().state == "created" and container.record.wanted in ("begun", "running")
 
 
 def _start_again(host: Host, container: Container) -> str:
@@ -216,6 +241,7 @@ def _start_again(host: Host, container: Container) -> str:
 def _without_record(host: Host) -> list[Did]:
     """Directories of containers that were being made, or deleted, when their process was killed."""
     done: list[Did] = []
+    volatile = host.paths.run / "c"
     with host.lock():  # whoever makes one now has it, or holds the directory's own lock already
         for home in sorted(host.paths.containers.iterdir()):
             paths = host.paths.container(home.name)
@@ -227,4 +253,8 @@ def _without_record(host: Host) -> list[Did]:
                 discard(paths.run)
                 discard(home)
                 done.append({"what": f"directory {home.name}", "did": "was no container; removed"})
+        for left in sorted(volatile.iterdir()):
+            if not host.paths.container(left.name).home.exists():
+                discard(left)
+                done.append({"what": f"directory {left}", "did": "was no container's; removed"})
     return done

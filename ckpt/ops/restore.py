@@ -53,6 +53,7 @@ def from_store(host: Host, checkpoint: str, *, name: str = "", verify: bool = Tr
             _stored_files(stored, arrival)
             arrival.restore(FilteredSource(stored.source(), arrival.rewriter()))
             arrival.go()
+            arrival.tell_started()
             return Restored(arrival.container, tuple(arrival.notes))
 
 
@@ -204,6 +205,7 @@ def from_stream(host: Host, fd: int, *, name: str = "") -> Restored:
         arrival.restore(incoming.spool.source(), check=incoming.check)
         incoming.wait_ended()
         arrival.go()
+        arrival.tell_started()
         return Restored(arrival.container, tuple(arrival.notes))
     finally:
         for arrival in made:

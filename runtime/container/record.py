@@ -54,10 +54,15 @@ class Record:
     restart: dict[str, Any] = field(default_factory=lambda: {"policy": "no", "max": 0})
     restarts: int = 0
     wanted: str = "created"
-    """What its user asked for last: created, running or stopped. A reboot brings back what is wanted running."""
+    """What its user asked for last: created, begun (a `run` that hasn't started it yet), running or stopped.
+
+    A reboot brings back what is wanted running.
+    """
     log: dict[str, int] = field(default_factory=lambda: {"max_bytes": 16 << 20, "files": 4})
     origin: str = ""
     """Where it came from: a migration's or checkpoint's name."""
+    brought: list[str] = field(default_factory=list)
+    """Volumes that came with it, and go with it, until it runs."""
     format: int = FORMAT
 
     def to_dict(self) -> dict[str, Any]:

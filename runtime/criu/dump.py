@@ -13,6 +13,7 @@ does the stream of images. (A death signal would not do: it comes when the threa
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -30,6 +31,10 @@ from runtime.veil.veil import Veil
 
 HOOKS = ("pre-dump", "post-dump")
 EMPTY_CONNTRACK = Path(__file__).with_name("empty_conntrack.c")
+PATIENCE = 30.0
+"""Seconds for CRIU to end when it was told what to do."""
+Still = Callable[[], contextlib.AbstractContextManager[None]]
+"""Entered around the killing of a CRIU: inside, its tasks must not run, and at the end they are mended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,7 @@ class Dumper:
         target: str,
         programs: Path,
         timeout: int = 20,
+        still: Still = contextlib.nullcontext,
     ) -> None:
         """PROGRAMS: where what we compile lies."""
         self._target = target
@@ -67,6 +73,7 @@ class Dumper:
         self._libraries = [preload.library(EMPTY_CONNTRACK, programs)]
         self.log = work / "dump.log"
         self._timeout = timeout
+        self._still = still
         self._hooks = Hooks(HOOKS)
         # CRIU limits the path of its images' directory; a descriptor of ours has a short one.
         self.directory = os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -98,8 +105,7 @@ class Dumper:
 
     def __exit__(self, *_: object) -> None:
         if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait()
+            self._kill()
         self._hooks.close()
         os.close(self.directory)
 
@@ -180,8 +186,14 @@ class Dumper:
     def _finish(self) -> int:
         assert self._process is not None
         try:
-            return self._process.wait(30)
+            return self._process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
+            return self._kill()
+
+    def _kill(self) -> int:
+        """End a CRIU that doesn't end by itself."""
+        assert self._process is not None
+        with self._still():
             self._process.kill()
             return self._process.wait()
 
@@ -194,7 +206,7 @@ class Dumper:
             if asked is not None and asked.action == action:
                 return asked
             self.require_alive()
-        self._process.kill()
+        self._kill()
         raise TimedOut(
             doing="dumping",
             target=self._target,

@@ -37,17 +37,17 @@ CAUSES = (
     Cause(
         r"File (\S+) has bad size (\d+) \(expect (\d+)\)",
         "the file {0} changed since the dump: it has {1} bytes instead of {2}",
-        "restore with the files of the dump: a volume is not part of a checkpoint",
+        "restore with the files of the dump: volumes and directories of the host are not in a stored checkpoint",
     ),
     Cause(
         r"File (\S+) has bad (mode|build-ID)",
         "the file {0} changed since the dump: it has another {1}",
-        "restore with the files of the dump: a volume is not part of a checkpoint",
+        "restore with the files of the dump: volumes and directories of the host are not in a stored checkpoint",
     ),
     Cause(
         r"Can't open file (\S+?)(?: on restore)?: No such file|Can't link (\S+) .*No such file",
         "a file that a process had open is missing: {0}",
-        "restore with the files of the dump: a volume is not part of a checkpoint",
+        "restore with the files of the dump: volumes and directories of the host are not in a stored checkpoint",
     ),
     Cause(
         r"Can't dump ghost file (\S+) of (\d+) size",

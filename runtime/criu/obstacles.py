@@ -7,7 +7,8 @@ What is looked at here are the well-known reasons, all from /proc and sock_diag(
 - pipes of packets and eventfd semaphores;
 - files and terminals that were opened outside the container, or bound into it from a host's terminal;
 - connected Unix sockets whose other end no process of the container holds;
-- tracers: a process has only one, and CRIU would have to be it.
+- tracers: a process has only one, and CRIU would have to be it;
+- limits that CRIU may not read.
 
 Nothing is stopped meanwhile, so what is found is a photograph: CRIU has the last word.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import socket
 import stat
 import struct
@@ -80,6 +82,7 @@ def obstacles(pids: Iterable[int]) -> list[Obstacle]:
         try:
             mine = list(_descriptors(pid))
             found += _traced(pid)
+            found += _limits(pid)
         except OSError:
             continue
         everything += mine
@@ -100,6 +103,21 @@ def _traced(pid: int) -> list[Obstacle]:
         if line.startswith("TracerPid:") and line.split()[1] != "0":
             by = _title(int(line.split()[1]))
             return [Obstacle(_title(pid), f"it is being traced by {by}", "end strace or gdb on it")]
+    return []
+
+
+def _limits(pid: int) -> list[Obstacle]:
+    """prlimit(2): of a process of another user only with CAP_SYS_RESOURCE in its user namespace."""
+    try:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    except PermissionError:
+        return [
+            Obstacle(
+                _title(pid),
+                "CRIU may not read its limits: it is another user's, and this host lacks CAP_SYS_RESOURCE",
+                "run it in a user namespace, which is the default, or give ckpt CAP_SYS_RESOURCE",
+            )
+        ]
     return []
 
 

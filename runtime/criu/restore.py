@@ -59,8 +59,11 @@ class Restorer:
     def __exit__(self, *_: object) -> None:
         os.close(self.directory)
 
-    def plan(self, quiesced: Mapping[str, Any]) -> dict[str, Any]:
-        """The `restore` entry of the launch plan. QUIESCED: what was noted when the dump began."""
+    def plan(self, quiesced: Mapping[str, Any], *, stop_early: bool) -> dict[str, Any]:
+        """The `restore` entry of the launch plan. QUIESCED: what was noted when the dump began.
+
+        STOP_EARLY: it waits at namespaces().
+        """
         argv = options.restore_argv(
             self._criu.path,
             images=f"/proc/{os.getpid()}/fd/{self.directory}",
@@ -72,7 +75,7 @@ class Restorer:
             argv.append("--lazy-pages")
         return {
             "argv": [*argv, *script(self._programs)],
-            "hooks": HOOKS if self._own_network or quiesced.get("queues") else HOOKS[1:],
+            "hooks": HOOKS if stop_early else HOOKS[1:],
             "env": {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
             "output": str(self._work / "criu.out"),
             "pidfile": str(self._work / "pid"),

@@ -130,15 +130,20 @@ class Box:
         names = self.call("ps", "-a", "-q").stdout.split()
         if names:
             self.call("rm", "-f", *names)
-        until(lambda: not self._ending())
+        until(
+            lambda: not self._ending() and not self._with(f"monitor/__main__.py\0{self.root}/run/")
+        )
 
     def _ending(self) -> list[str]:
         """Monitors whose last act is still under way."""
-        word = f"--root\0{self.root}\0internal\0ended".encode()
+        return self._with(f"--root\0{self.root}\0internal\0ended")
+
+    def _with(self, words: str) -> list[str]:
+        """Processes that have WORDS, joined by NUL, in their command line."""
         found = []
         for entry in Path("/proc").glob("[0-9]*/cmdline"):
             with contextlib.suppress(OSError):
-                if word in entry.read_bytes():
+                if words.encode() in entry.read_bytes():
                     found.append(entry.parent.name)
         return found
 

@@ -74,6 +74,7 @@ def test_without_criu_the_verdict_is_bad_and_so_is_the_exit_code(ckpt_root):
 
 
 def test_fix_makes_what_is_missing_and_says_what_it_did(ckpt_root):
+    ckpt_root.chmod(0o711)  # another user must get through: that is a row of its own
     root = ckpt_root / "deeper" / "root"
     _, before = doctor(root)
     assert by_name(before)["directories"]["repair"] == "directories"

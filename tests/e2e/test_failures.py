@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import pty
+import signal
 import socket
 import subprocess
 import threading
@@ -14,9 +15,14 @@ from pathlib import Path
 
 import pytest
 
+from ckpt.ops.departure import Departure
+from ckpt.ops.host import Host, lock_container
+from images.bundle_stream import StreamWriter
+from runtime.criu import dump
 from runtime.criu.obstacles import obstacles
+from runtime.paths import HostPaths
 from tests import needs
-from tests.e2e.box import Box, opened
+from tests.e2e.box import Box, opened, until
 from tests.e2e.snagging import counted_on, error, nothing_of, runs_on, start, with_snags
 
 pytestmark = [needs.root, needs.criu, needs.compiler, needs.cgroup_write, needs.overlayfs]
@@ -64,11 +70,31 @@ def test_a_socket_of_a_family_that_criu_does_not_know(box: Box) -> None:
     refused_by_criu(box, "vsock", "socket", "family 40")
 
 
-def test_the_limits_of_another_user_without_cap_sys_resource(box: Box) -> None:
-    if needs.missing("capability", "CAP_SYS_RESOURCE") is None:
-        pytest.skip("this host has CAP_SYS_RESOURCE")
-    start(box, "user", "count", flags=("--userns", "host", "-u", "33"))
-    refused_by_criu(box, "user", "CAP_SYS_RESOURCE", "user namespace")
+def test_a_criu_that_hangs_is_killed_and_no_program_sees_its_traces(
+    box: Box, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It held sockets in repair mode, in which a read that waits would end with an error when the task goes on."""
+    script = "snags echo 7007 & mkfifo /p; exec 3<>/p; until nc 127.0.0.1 7007 <&3; do :; done"
+    box.up("web", args=("sh", "-c", script))
+    box("exec", "web", "sh", "-c", "echo before > /p")
+    until(lambda: "before" in box("logs", "web"))
+    monkeypatch.setattr(dump, "PATIENCE", 0.2)
+    host = Host(HostPaths.of(str(box.root)))
+    container = host.find("web")
+    with (
+        open(os.devnull, "wb") as null,
+        StreamWriter(null.fileno()) as writer,
+        lock_container(container),
+        Departure(host, container, reason="tried", leave_running=True) as departure,
+    ):
+        departure.prepare()
+        departure.sync_files(writer)
+        departure.freeze_and_dump(writer)
+        assert departure._dumper is not None and departure._dumper._process is not None
+        departure._dumper._process.send_signal(signal.SIGSTOP)
+    box("exec", "web", "sh", "-c", "echo after > /p")
+    until(lambda: "after" in box("logs", "web"))
+    box("dump", "web")
 
 
 # ---- restore
@@ -172,6 +198,13 @@ def test_io_uring(box: Box) -> None:
         pytest.skip("io_uring is switched off on this host")
     start(box, "ring", "io_uring", flags=("--security-opt", "seccomp=unconfined"))
     refused_early(box, "ring", "io_uring", "snags")
+
+
+def test_the_limits_of_another_user_without_cap_sys_resource(box: Box) -> None:
+    if needs.missing("capability", "CAP_SYS_RESOURCE") is None:
+        pytest.skip("this host has CAP_SYS_RESOURCE")
+    start(box, "user", "count", flags=("--userns", "host", "-u", "33"))
+    refused_early(box, "user", "CAP_SYS_RESOURCE", "user namespace")
 
 
 @needs.tool("strace")

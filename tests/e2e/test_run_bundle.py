@@ -231,6 +231,28 @@ def test_poststop_hooks_run_when_a_container_ends_by_itself(
     until(lambda: [note[0] for note in notes(open_path)].count("poststop") == 1)
 
 
+@needs.criu
+@pytest.mark.parametrize("network", ["none", "host"])
+def test_a_restore_begins_a_life_with_its_hooks(
+    box: Box, bundle: Callable[..., Path], open_path: Path, network: str
+) -> None:
+    where = bundle("--network", network, args=("sleep", "1000"), change=hooks(open_path))
+    box("run", "-d", "--name", "c", where)
+    box("dump", "c", "--as", "one")
+    box("rm", "c")
+    before = len(notes(open_path))
+    assert notes(open_path)[-1][0] == "poststop"
+    box("restore", "one")
+    pid = box.one("c")["pid"]
+    assert [(kind, state["pid"]) for kind, state, _ in notes(open_path)[before:]] == [
+        ("prestart", pid),
+        ("createRuntime", pid),
+        ("poststart", pid),
+    ]
+    box("rm", "-f", "c")
+    assert notes(open_path)[-1][0] == "poststop"
+
+
 def test_a_start_hook_runs_inside(box: Box, bundle: Callable[..., Path]) -> None:
     def change(spec: dict[str, Any]) -> None:
         hook = {"path": "/bin/sh", "args": ["sh", "-c", "cat > /var/state"]}

@@ -113,6 +113,17 @@ def test_named_volumes_outlive_and_join_containers(box: Box) -> None:
     assert "volume name" in box.fails(3, "run", "-v", ".x:/d", box.rootfs, "--", "true")
 
 
+def test_what_a_container_cannot_reach_or_own_is_refused_by_name(box: Box, tmp_path: Path) -> None:
+    said = box.fails(13, "run", "-v", "/sys:/x", box.rootfs, "--", "true")
+    assert "/sys is on sysfs, which can't show its files with a container's owners" in said
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    words = ("--root", closed / "root", "run", "--network", "none", box.rootfs, "--", "true")
+    said = box.fails(13, *words)
+    assert "other users can't pass through" in said and "chmod o+x" in said
+    assert not list((closed / "root/containers").iterdir())
+
+
 def test_symbolic_links_of_the_image_do_not_lead_mounts_to_the_host(
     box: Box, tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,6 +75,46 @@ def restore_fails(box: Box, data: bytes, *codes: int) -> str:
     assert lines[0].startswith("ckpt: "), said
     nothing_of(box)
     return lines[0]
+
+
+# ---- volumes
+
+
+def test_a_stream_brings_named_volumes_along_and_overwrites_none(box: Box, other: Box) -> None:
+    start(box, "web", "hold", "/data/file", 5_000, flags=("-v", "data:/data"))
+    done = box.call("dump", "web", "-o", "-", text=False)
+    assert done.returncode == 0, done.stderr
+    here, there = box.root / "volumes/data", other.root / "volumes/data"
+    # Where it is the same it is used, where it isn't there it is made.
+    for host, place in ((box, here), (other, there)):
+        host("restore", "-", "--as", "copy", input=done.stdout, text=False)
+        assert (place / "file").stat().st_size == 5_000
+        runs_on(host, "copy")
+    other("rm", "-f", "copy")
+    (there / "file").write_bytes(b"mine")
+    said = restore_fails(other, done.stdout, 11)
+    assert "volume data: this host has one of that name with other content" in said
+    assert os.listdir(there.parent) == ["data"]
+    assert (there / "file").read_bytes() == b"mine"
+    # A restore that fails takes away what came with it.
+    shutil.rmtree(there)
+    restore_fails(other, done.stdout[: len(done.stdout) * 3 // 4], 21, 36, 20)
+    assert os.listdir(there.parent) == []
+
+
+def test_the_store_leaves_volumes_where_they_are_and_says_so(box: Box) -> None:
+    start(box, "web", "hold", "/data/file", 5_000, flags=("-v", "data:/data"))
+    box("dump", "web", "--as", "one")
+    box("rm", "web")
+    assert "volume data at /data: it stays on its host" in box("checkpoints", "inspect", "one")
+    place = box.root / "volumes/data"
+    place.rename(box.root / "away")
+    assert "volume data is not here" in box.fails(13, "restore", "one")
+    (box.root / "away").rename(place)
+    done = box.call("restore", "one")
+    assert done.returncode == 0, done.stderr
+    assert "volume data is as it is now" in done.stderr
+    runs_on(box, "web")
 
 
 # ---- nothing on a disk

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ckpt.ops.doctor.row import Probe, Row, in_child
 from ckpt.ops.host import Host
+from ckpt.ops.places import closed_above, file_system
 from ckpt.ops.preflight import available_memory
 from runtime import syscalls
 from runtime.container import idrange
@@ -42,6 +43,15 @@ def nearest(path: Path) -> Path:
 
 def directories(host: Host) -> Row:
     missing = [str(p) for p in (host.paths.root, host.paths.run) if not p.is_dir()]
+    closed = closed_above(host.paths)
+    if closed is not None and os.geteuid() == 0:
+        return Row(
+            "directories",
+            f"{host.paths.root}: {closed} is closed to other users",
+            "bad",
+            "a container's root is one of them and can't reach its files: only --userns host works",
+            f"chmod o+x {closed}, or choose another place with --root or CKPT_ROOT",
+        )
     if not missing:
         return Row("directories", f"{host.paths.root}, {host.paths.run}")
     if not os.access(nearest(host.paths.root), os.W_OK):
@@ -68,17 +78,6 @@ def disk(host: Host) -> Row:
         consequence = "containers and checkpoints are gone after a reboot, and use up memory"
         return Row("disk", value, "warn", consequence, "choose another place with --root")
     return Row("disk", value)
-
-
-def file_system(place: Path) -> str:
-    """The type of the file system at PLACE (proc_pid_mountinfo(5))."""
-    device = os.stat(place).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        if left.split()[2] == number:
-            return right.split()[0]
-    return "unknown"  # btrfs' subvolumes have device numbers of their own
 
 
 @contextmanager

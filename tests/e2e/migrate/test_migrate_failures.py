@@ -115,13 +115,16 @@ def test_a_file_that_the_restore_needs_is_gone(world: World) -> None:
         if (path / "fs/bin/ticker").exists()
     ]
     program.rename(world.scratch / "ticker")
-    process = world.begin()
-    line = fails(process, 37)
+    done = world.migrate(check=False)
     shutil.move(world.scratch / "ticker", program)
+    assert done.returncode == 37, done.stderr
+    line, *lines, where = done.stderr[done.stderr.index("ckpt: ") :].splitlines()
     assert "restoring" in line
     assert "missing: bin/ticker" in line
+    assert any("Error" in line and "bin/ticker" in line for line in lines), done.stderr
+    (log,) = (world.b.root / "logs").iterdir()
+    assert where == f"  the whole log: {log} on b"
     stays(world, client)
-    assert list((world.b.root / "logs").iterdir())
 
 
 def test_a_disk_that_fills_up_at_the_destination(world: World) -> None:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from tests import needs
-from tests.e2e.migrate.world import World, eventually
+from tests.e2e.migrate.world import World, eventually, refused
 
 pytestmark = [
     needs.root, needs.criu, needs.sshd, needs.netns, needs.bridge, needs.veth, needs.tool("cc"),
@@ -59,9 +59,12 @@ def test_the_report_has_the_bytes_by_kind_and_the_phases(world: World) -> None:
     assert back["bytes"]["layers"] == 0  # they are here already
 
 
-@pytest.mark.parametrize("network", ["none", "host", "bridge"])
-def test_every_kind_of_network_moves(world: World, network: str) -> None:
-    world.run("-m", "4", network=network)
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [("none", ()), ("host", ()), ("bridge", ()), ("bridge", ("--userns", "host"))],
+)
+def test_every_kind_of_network_moves(world: World, network: str, options: tuple[str, ...]) -> None:
+    world.run("-m", "4", network=network, options=options)
     began = time.time_ns()
     world.migrate()
     world.runs_at(world.b)
@@ -89,6 +92,37 @@ def test_files_that_change_meanwhile_are_what_they_were_when_it_stopped(world: W
         return len(found) >= 49 and found[-1] - found[0] <= 51
 
     assert eventually("the files belong together", gapless)
+
+
+@pytest.mark.parametrize("mode", ["cold", "warm"])
+def test_a_named_volume_moves_along_there_and_back(world: World, mode: str) -> None:
+    world.run("-w", "-m", "4", network="none", options=("-v", "data:/w", "-v", "notes:/notes:ro"))
+    (world.a.root / "volumes/notes/one").write_text("kept")
+    for source, target in ((world.a, world.b), (world.b, world.a)):
+        files = source.root / "volumes/data"
+        eventually("all files are there", lambda files=files: len(list(files.iterdir())) == 50)
+        world.migrate("--mode", mode, source=source)
+        world.runs_at(target)
+        there = target.root / "volumes"
+        # It writes on, where it is now; what could be written is nowhere else, what could only be read is at both.
+        was = max((there / "data").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        before = was.stat().st_mtime_ns
+        eventually("it writes on", lambda was=was, before=before: was.stat().st_mtime_ns > before)
+        assert not files.exists()
+        for host in (source, target):
+            assert (host.root / "volumes/notes/one").read_text() == "kept"
+        world.nothing_at(source)
+    # What others use, or is called the same there, is refused by name; nothing was touched.
+    world.b.ckpt("run", "-d", "--name", "x", "--network", "none", "-v", "data:/d",
+                 str(world.rootfs), "--", "/bin/ticker")  # fmt: skip
+    assert "volume data: container x uses one of that name there" in refused(world, 13)
+    world.b.ckpt("rm", "-f", "x")
+    (world.b.root / "volumes/data/other").write_text("mine")
+    assert "volume data: the destination has one of that name" in refused(world, 13)
+    assert (world.b.root / "volumes/data/other").read_text() == "mine"
+    world.a.ckpt("run", "-d", "--name", "x", "--network", "none", "-v", "data:/d",
+                 str(world.rootfs), "--", "/bin/ticker")  # fmt: skip
+    assert "volume data: container x uses it here, too" in refused(world, 13)
 
 
 def test_a_running_job_moves_along(world: World) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from transport.errors import PeerFault, ProtocolFault, TransportFault, VersionMismatch
+from transport.errors import MAX_LINES, PeerFault, ProtocolFault, TransportFault, VersionMismatch
 from transport.framing import FrameDecoder, encode
 from transport.messages import (
     PROTOCOL_VERSION,
@@ -121,6 +121,24 @@ def test_a_fault_keeps_its_meaning_across_the_wire() -> None:
         "e",
         True,
     )
+
+
+def test_the_lines_of_a_log_and_its_place_cross_the_wire_with_the_fault() -> None:
+    fault = TransportFault(doing="a", target="b", why="c")
+    fault.lines = ("(00.1) Error: \x1b[31mbad", *["more"] * 100)  # type: ignore[attr-defined]
+    fault.log = "/logs/x.log"  # type: ignore[attr-defined]
+    there = peer_fault(check(make("abort", **fault_fields(fault))))
+    assert isinstance(there, PeerFault)
+    assert there.lines[:2] == ("(00.1) Error: [31mbad", "more")
+    assert len(there.lines) == MAX_LINES
+    assert there.log == "/logs/x.log"
+
+
+@pytest.mark.parametrize("facts", [{"lines": 7, "log": [1]}, {"lines": [b"x", 1, {}]}, {}])
+def test_a_peer_that_sends_no_proper_lines_is_still_understood(facts: dict[str, object]) -> None:
+    there = peer_fault(make("fault", code="x", why="y", facts=facts))
+    assert isinstance(there, PeerFault)
+    assert there.lines == ()
 
 
 def test_any_exception_can_be_told_to_the_peer() -> None:
