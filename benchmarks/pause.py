@@ -5,7 +5,7 @@ in each mode, then a warm move to the other host. The pause is the largest gap i
 (CLOCK_REALTIME, one a millisecond). Afterwards the workload verifies every page, and so does a container that is
 restored from the last warm checkpoint.
 
-    python -m benchmarks.pause [--sizes 16,1024,4096] [--modes warm,cold] [--runs 5] [--json]
+    python -m benchmarks.pause [--sizes 16,1024,4096] [--ways migration,cold,warm] [--runs 5] [--json]
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ def dump(load: workload.Load, mode: str) -> tuple[float, float, dict[str, Any]]:
     load.ticks.wait_on()
     since = time.time_ns()
     report = load.here.ckpt(
-        *("dump", workload.NAME, "--leave-running", "--mode", mode, "--as", CHECKPOINT, "--json"),
+        *("dump", workload.NAME, "--leave-running", "--mode", mode, "--as", CHECKPOINT),
         json_output=True,
+        timeout=600,
     )
     total = (time.time_ns() - since) / 1e6
     load.ticks.wait_on()
@@ -67,21 +68,22 @@ def measure_size(lab: Lab, root: Path, mib: int, options: argparse.Namespace) ->
     ):
         Path(name).chmod(0o755)
         for run in range(options.runs):
-            gap, report = load.move("warm")
-            gaps[MIGRATION].append(gap)
-            said[MIGRATION].append(report["downtime_ms"])
-            totals[MIGRATION].append(report["total_ms"])
-            for mode in options.modes:  # warm is the last, and its checkpoint stays
-                gap, total, report = dump(load, mode)
-                gaps[mode].append(gap)
-                said[mode].append(report["pause_ms"])
-                totals[mode].append(total)
+            for way in options.ways:
+                if way == MIGRATION:
+                    gap, report = load.move("warm")
+                    said[way].append(report["downtime_ms"])
+                    totals[way].append(report["total_ms"])
+                else:
+                    gap, total, report = dump(load, way)
+                    said[way].append(report["pause_ms"])
+                    totals[way].append(total)
+                gaps[way].append(gap)
             if run < options.runs - 1:
                 load.here.ckpt("checkpoints", "rm", CHECKPOINT)
         load.verify()
         verify_restored(load)
         load.here.ckpt("checkpoints", "rm", CHECKPOINT)
-    base = Spread.of(gaps[MIGRATION]).median
+    base = Spread.of(gaps.get(MIGRATION, [])).median
     return {
         "mib": mib,
         "ways": {
@@ -98,7 +100,9 @@ def measure_size(lab: Lab, root: Path, mib: int, options: argparse.Namespace) ->
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    options.modes.sort(key=lambda mode: mode == "warm")
+    options.ways.sort(
+        key=(MIGRATION, "cold", "warm").index
+    )  # the last one's checkpoint is restored
     found = []
     with (
         tempfile.TemporaryDirectory(prefix="ckpt-bench-") as name,
@@ -131,7 +135,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> None:
     made = parser(__doc__)
     made.add_argument("--sizes", type=numbers, default=[16, 1024, 4096], help="MiB: 16,1024,4096")
-    made.add_argument("--modes", type=words, default=["warm", "cold"])
+    made.add_argument("--ways", type=words, default=[MIGRATION, "cold", "warm"])
     made.add_argument("--per-ms", type=int, default=10, help="pages that the workload changes")
     made.add_argument("--storage", choices=("tmpfs", "disk"), default="disk")
     options = made.parse_args(argv)
