@@ -70,6 +70,8 @@ class Carrier:
         self.done: list[Round] = []
         self.why = ""
         """Why the rounds ended."""
+        self.rest = 0
+        """Bytes that the last of them sent."""
         self.marks = 0
         self.last_bytes = 0
 
@@ -123,16 +125,15 @@ class Carrier:
             self._send(found, check)
             self._sender.flush()
             if decision.next is Next.FREEZE:
-                self.why = decision.why
+                self.why, self.rest = decision.why, dirty
                 return
             self.done.append(Round(dirty, time.monotonic() - began))
             self._on_round(self.written)
 
-    def once_more(self, check: Check) -> int:
-        """After rounds(), when something else has taken its time; returns the bytes that were written meanwhile."""
-        dirty = self._send(self._look(), check)
+    def once_more(self, check: Check) -> None:
+        """After rounds(), when something else has taken its time."""
+        self._send(self._look(), check)
         self._sender.flush()
-        return dirty
 
     def _look(self, *, frozen: bool = False) -> dict[int, list[Range]]:
         """By pid: the populated pages that may have changed since the last look; tells what was given back as gone."""

@@ -167,7 +167,9 @@ def _warm(
     departure.warm_up()
     # What the rounds took is time in which files were written as well.
     departure.sync_files(target)
-    keeper.hold(carrier.once_more(lambda: None))
+    keeper.prepare(carrier.rest)
+    carrier.once_more(lambda: None)
+    keeper.hold()
     with Aside(place) as aside:
         departure.freeze_and_dump(aside, check=_frozen)
         departure.finish_running(unfinished=True)

@@ -1,7 +1,7 @@
 """Pages of tasks kept in a file of this host: a sink as send.py is one, for a checkpoint of a container that runs on.
 
 Rounds write into the file. In the frozen window nobody waits for a disk: from hold() on pages are only read, into
-memory that was made ready before, and what to do with them is noted; release() does it, when the tasks run again.
+memory that prepare() made ready, and what to do with them is noted; release() does it, when the tasks run again.
 """
 
 from __future__ import annotations
@@ -94,12 +94,15 @@ class PageKeeper:
 
     # ---- the frozen window
 
-    def hold(self, expected: int) -> None:
-        """The window is about to open. EXPECTED: bytes that will probably be written in it."""
-        self._notes = []
+    def prepare(self, expected: int) -> None:
+        """Make memory ready for EXPECTED bytes; that takes time in which more is written."""
         size = min(max(2 * expected, _LEAST), HELD_LIMIT)
         self._rooms = [Buffer(size, ready=True)]
         self._held, self._used = size, 0
+
+    def hold(self) -> None:
+        """After prepare(): the window is about to open."""
+        self._notes = []
 
     def release(self) -> None:
         """The window is over: into the file with what it brought."""

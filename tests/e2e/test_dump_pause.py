@@ -79,7 +79,9 @@ def test_the_copy_is_whole_and_of_one_moment(box: Box, tmp_path: Path) -> None:
     assert (first["mode"], first["mode_why"], first["tracker"]) == ("warm", "", "wp-async")
     assert first["rounds"][0]["bytes"] >= MEMORY // 2
     sizes = first["bytes"]
-    assert sizes["memory"] > MEMORY // 2 > sizes["images"] + sizes["memory_frozen"]
+    # A quarter of it is written again and again.
+    assert sizes["memory"] > MEMORY * 3 // 4
+    assert sizes["images"] + sizes["memory_frozen"] < MEMORY // 2
     times = first["times"]
     assert first["pause_ms"] == pytest.approx((times["resumed"] - times["frozen"]) / 1e6, abs=0.1)
     is_well(box)

@@ -2,11 +2,11 @@
  *
  * usage: crowd PROCESSES THREADS PAGES
  *
- * Each thread has PAGES private pages and a slice of a region that all processes share. Whatever it does to a page it
- * writes down in a table, which lies in other pages: a copy in which two pages are not of the same moment shows, even
- * if each of them is well. It fills pages, gives some back (MADV_DONTNEED), unmaps and maps others anew, and has one
- * that it may not read itself (PROT_NONE). The first process has a zombie child. Children that come and go make
- * processes appear between two looks of whoever watches.
+ * Each thread has PAGES private pages, a quarter of which it goes on changing, and a slice of a region that all
+ * processes share. Whatever it does to a page it writes down in a table, which lies in other pages: a copy in which two
+ * pages are not of the same moment shows, even if each of them is well. It fills pages, gives some back
+ * (MADV_DONTNEED), unmaps and maps others anew, and has one that it may not read itself (PROT_NONE). The first process
+ * has a zombie child. Children that come and go make processes appear between two looks of whoever watches.
  *
  * SIGUSR1 to the first process: every thread checks all of its pages and says "V process thread bad=N".
  */
@@ -64,21 +64,22 @@ static void *map(size_t count)
 
 static void *work(void *argument)
 {
-	int thread = (int)(intptr_t)argument, answered = asked;
+	int thread = (int)(intptr_t)argument, answered = asked, hot = pages / 4;
 	uint64_t *memory = map(pages), *hidden = map(1), *table = map(pages * 8 / SIZE + 1), *common = map(1);
 	uint64_t *slice = shared + (size_t)(me * threads + thread) * SLICE * WORDS;
 	uint64_t value = 1 + ((uint64_t)me << 40) + ((uint64_t)thread << 32), dice = 88172645463325252u ^ value;
 	fill(hidden, value);
 	uint64_t secret = value;
 	mprotect(hidden, SIZE, PROT_NONE);
+	for (int page = 0; page < pages; page++) fill(memory + (size_t)page * WORDS, table[page] = ++value);
 	for (uint64_t round = 0;; round++) {
 		for (int n = 0; n < 8; n++) {
 			dice ^= dice << 13; dice ^= dice >> 7; dice ^= dice << 17;
-			uint64_t page = dice % pages;
+			uint64_t page = dice % hot;
 			fill(memory + page * WORDS, table[page] = ++value);
 			fill(slice + page % SLICE * WORDS, common[page % SLICE] = ++value);
 		}
-		uint64_t block = dice % (pages / BLOCK) * BLOCK;
+		uint64_t block = dice % (hot / BLOCK) * BLOCK;
 		if (round % 4 == 1) {
 			madvise(memory + block * WORDS, BLOCK * SIZE, MADV_DONTNEED);
 			memset(table + block, 0, BLOCK * sizeof *table);
@@ -125,7 +126,7 @@ int main(int argc, char **argv)
 {
 	if (argc != 4) return 2;
 	processes = atoi(argv[1]), threads = atoi(argv[2]), pages = atoi(argv[3]);
-	if (processes < 1 || processes > MOST || threads < 1 || pages < BLOCK) return 2;
+	if (processes < 1 || processes > MOST || threads < 1 || pages < 4 * BLOCK) return 2;
 	setvbuf(stdout, 0, _IOLBF, 0);
 	size_t size = (size_t)processes * threads * SLICE * SIZE;
 	shared = mmap(0, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);

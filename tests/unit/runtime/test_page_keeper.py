@@ -89,7 +89,8 @@ def test_rounds_leave_the_pages_as_they_were_last_taken(
     sent: set[int] = set()
     for number in range(12):
         if number == 9:
-            keeper.hold(PAGE)  # the frozen window: the last three looks
+            keeper.prepare(PAGE)
+            keeper.hold()  # the frozen window: the last three looks
         dirty = chance.sample(range(64), chance.randrange(1, 40))
         gone = [p for p in chance.sample(range(64), 4) if p not in dirty]
         for page in dirty:
@@ -113,7 +114,8 @@ def test_in_the_frozen_window_nothing_is_written_to_the_file(
     memory.put(0, b"before")
     keeper.send(TASK, reader, memory.all())
     blocks = os.fstat(keeper.file.fd).st_blocks
-    keeper.hold(0)
+    keeper.prepare(0)
+    keeper.hold()
     for page in range(8):
         memory.put(page, b"then %d" % page)
     keeper.send(TASK, reader, memory.all(), quick=True)
@@ -135,7 +137,8 @@ def test_what_the_window_brings_beyond_the_memory_for_it_goes_into_the_file(
     for page in range(16):
         memory.put(page, b"page %d" % page)
     with PageKeeper(tmp_path) as keeper:
-        keeper.hold(0)
+        keeper.prepare(0)
+        keeper.hold()
         for page in range(16):
             keeper.send(TASK, reader, memory.runs(page), quick=True)
         assert len(kept(keeper)) == 12
