@@ -31,7 +31,6 @@ from ckpt.ops.processor import lacking
 from ckpt.ops.volume_arrival import ArrivingVolumes
 from images.criu_stream import Serve
 from images.image_file import build_image, parse_image, rehearse
-from images.inventory import without_lock
 from images.manifest import Manifest
 from images.parts import Sink
 from images.readdress import readdress
@@ -228,7 +227,6 @@ class Arrival:
     def rewriter(self) -> Rewriter:
         """What must change in CRIU's images on their way in: host ids, if another range was free here."""
         rewriter = Rewriter()
-        rewriter.add(r"inventory\.img", without_lock)
         before, after = self.manifest.rootfs.id_base or 0, self.container.record.id_base
         if before != after:
             rewriter.move_ids(before, after)

@@ -57,8 +57,11 @@ class Carrier:
         *,
         limits: Limits,
         on_round: Callable[[int], None] = lambda written: None,
+        on_new: Callable[[list[int]], None] = lambda pids: None,
     ) -> None:
+        """ON_NEW: called with all processes when there are new ones between two rounds; may raise to end it."""
         self._all_pids = pids
+        self._on_new = on_new
         self._limits = limits
         self._on_round = on_round
         self._tasks: dict[int, Task] = {}
@@ -138,7 +141,10 @@ class Carrier:
     def _look(self, *, frozen: bool = False) -> dict[int, list[Range]]:
         """By pid: the populated pages that may have changed since the last look; tells what was given back as gone."""
         found: dict[int, list[Range]] = {}
-        for pid in self._pids():
+        pids = self._pids()
+        if not frozen and self._tasks and not self._tasks.keys() >= set(pids):
+            self._on_new(pids)
+        for pid in pids:
             with contextlib.suppress(NotFound, FileNotFoundError, ProcessLookupError):
                 task = self._task(pid)
                 dirty = self._tracker.dirty(pid, frozen=frozen)

@@ -30,6 +30,7 @@ from ckpt.ops.departure import Departure
 from ckpt.ops.host import Host, lock_container
 from ckpt.ops.hosts import Registry
 from ckpt.ops.journal import Entry, Journal
+from ckpt.ops.memory_use import MemoryUse, memory_use
 from ckpt.ops.preflight import (
     checks,
     clashing_volumes,
@@ -330,11 +331,29 @@ class Migration:
         pids = self.host.cgroup(self.container).pids()
         self._facts = source_facts(self.host, self.container, pids)
         self.report.findings = source_findings(self.host, self.container, pids)
-        self._choose(why_not_warm_there(self.host))
+        use = MemoryUse(self._facts["memory"], self._facts["forked"])
+        self._choose(why_not_warm_there(self.host) or self._why_not_apart(use))
         if self.report.findings:
             raise self._refusal()
+        if self.report.mode == "warm":
+            self._facts["memory"] += use.forked
         self._compare_clocks()
         return {"mode": self.report.mode, "facts": self._facts}
+
+    def _why_not_apart(self, use: MemoryUse) -> str:
+        """Why each process can't have pages of its own at the destination; whoever wants warm by name may have many."""
+        limit = bringup.resources_of(self.container).memory.limit or 0
+        if self._wish != "warm" and use.much_forked:
+            return use.told()
+        return use.why_not_apart(limit)
+
+    def _look_at_forks(self, pids: list[int]) -> None:
+        """While it is copied processes have come: they may be copies of large ones."""
+        if why := self._why_not_apart(memory_use(pids)):
+            raise Unsupported(
+                doing="copying", target="the memory while it runs", why=why,
+                hint="try again when they have ended, or --mode cold", retry=True,
+            )  # fmt: skip
 
     def _choose(self, why_not_warm: str) -> None:
         """Warm unless somebody has a reason against it: then cold, or a refusal if warm was asked for by name."""
@@ -430,6 +449,7 @@ class Migration:
                 cgroup.pids,
                 limits=self._limits,
                 on_round=self._round,
+                on_new=self._look_at_forks,
             )
         )
         self._departure.leave_memory_to(self._carrier)

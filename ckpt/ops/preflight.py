@@ -15,6 +15,7 @@ from typing import Any
 from ckpt import SOFTWARE
 from ckpt.ops import hooks, places, volumes
 from ckpt.ops.host import Host
+from ckpt.ops.memory_use import memory_use
 from ckpt.ops.processor import cpu_features, lacking
 from ckpt.ops.trees import tmpfs_bytes
 from runtime.container import record as records
@@ -44,6 +45,7 @@ def source_facts(host: Host, container: Container, pids: list[int]) -> dict[str,
     """What the destination must know to judge."""
     record = container.record
     named = volumes.named(host.paths, record.spec)
+    use = memory_use(pids)
     return {
         "name": record.name,
         "container": record.id,
@@ -54,7 +56,8 @@ def source_facts(host: Host, container: Container, pids: list[int]) -> dict[str,
         "cpu_features": list(cpu_features()),
         "layers": {digest: host.layers.info(digest).data_bytes for digest in record.layers},
         "network": record.network,
-        "memory": memory_of(pids) + tmpfs_bytes(container),
+        "memory": use.total + tmpfs_bytes(container),
+        "forked": use.forked,
         "files": tree_size(container.paths.upper)
         + sum(tree_size(Path(volume.source)) for volume in named),
         "volumes": [{"name": volume.name, "writable": volume.writable} for volume in named],
@@ -144,19 +147,6 @@ def _sockets(pids: list[int]) -> set[str]:
         except OSError:
             continue
     return inodes
-
-
-def memory_of(pids: list[int]) -> int:
-    """Bytes of memory that belong to these processes, shared pages counted once over all."""
-    total = 0
-    for pid in pids:
-        try:
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1]) << 10
-        except OSError:
-            continue
-    return total
 
 
 def tree_size(directory: Path) -> int:

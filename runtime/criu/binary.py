@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from runtime import preload
 from runtime.errors import NotFound, Unsupported
 from runtime.programs import run
 
@@ -24,6 +25,11 @@ class Criu:
     @property
     def text(self) -> str:
         return ".".join(map(str, self.version))
+
+
+def netfilter(programs: Path) -> Path:
+    """What is preloaded into CRIU so that netfilter doesn't hold it up. PROGRAMS: where what we compile lies."""
+    return preload.library(Path(__file__).with_name("netfilter.c"), programs)
 
 
 def candidates() -> list[str]:

@@ -23,14 +23,13 @@ from pathlib import Path
 
 from runtime import preload
 from runtime.criu import failures, hooks, options
-from runtime.criu.binary import Criu
+from runtime.criu.binary import Criu, netfilter
 from runtime.criu.hooks import Asked, Hooks
 from runtime.criu.page_server import PageServer
 from runtime.errors import TimedOut
 from runtime.veil.veil import Veil
 
 HOOKS = ("pre-dump", "post-dump")
-EMPTY_CONNTRACK = Path(__file__).with_name("empty_conntrack.c")
 PATIENCE = 30.0
 """Seconds for CRIU to end when it was told what to do."""
 Still = Callable[[], contextlib.AbstractContextManager[None]]
@@ -70,7 +69,7 @@ class Dumper:
         """PROGRAMS: where what we compile lies."""
         self._target = target
         self._lazy: Lazy | None = None
-        self._libraries = [preload.library(EMPTY_CONNTRACK, programs)]
+        self._libraries = [netfilter(programs)]
         self.log = work / "dump.log"
         self._timeout = timeout
         self._still = still

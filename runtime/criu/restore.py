@@ -20,7 +20,7 @@ from typing import Any
 
 from runtime.control import Control
 from runtime.criu import failures, options
-from runtime.criu.binary import Criu
+from runtime.criu.binary import Criu, netfilter
 from runtime.criu.hooks import Asked, script
 from runtime.errors import RuntimeFault, SystemFault, TimedOut
 
@@ -76,7 +76,10 @@ class Restorer:
         return {
             "argv": [*argv, *script(self._programs)],
             "hooks": HOOKS if stop_early else HOOKS[1:],
-            "env": {"PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")},
+            "env": {
+                "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+                "LD_PRELOAD": str(netfilter(self._programs)),
+            },
             "output": str(self._work / "criu.out"),
             "pidfile": str(self._work / "pid"),
             "streams": quiesced["streams"],

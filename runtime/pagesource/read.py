@@ -1,4 +1,10 @@
-"""Reading pages of another process, as many ranges at a time as a system call takes."""
+"""Reading pages of another process, as many ranges at a time as a system call takes.
+
+process_vm_readv(2) is the quickest, but it pins what it reads, and a page that processes have in common since they
+forked is copied for that (gup_must_unshare in the kernel's mm/gup.c): reading a family of processes would take as much
+memory as if none had shared anything. /proc/PID/mem doesn't pin. So where pages aren't one process's own they are read
+from there.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +21,12 @@ from runtime.memory_calls import IOV_MAX, process_vm_readv
 PAGE = 4096
 Range = tuple[int, int]
 """[start, end): addresses, both multiples of PAGE."""
+
+_SHORT = 16 * PAGE
+"""A range that isn't longer may be copied: asking would take longer than reading it."""
+_ENTRY = 8
+_OWN = bytes(1 if high & 0x81 == 0x81 else 0 for high in range(256))
+"""Of the highest byte of an entry in /proc/PID/pagemap: present (bit 63), and mapped by one process only (bit 56)."""
 
 
 class Place(NamedTuple):
@@ -64,7 +76,7 @@ class TaskReader:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
-        self._memory = self._open()
+        self._memory = self._open("mem")
 
     def __enter__(self) -> TaskReader:
         return self
@@ -73,11 +85,12 @@ class TaskReader:
         self.close()
 
     def close(self) -> None:
-        os.close(self._memory)
+        if self._memory >= 0:
+            os.close(self._memory)
 
-    def _open(self) -> int:
+    def _open(self, name: str) -> int:
         try:
-            return os.open(f"/proc/{self.pid}/mem", os.O_RDONLY | os.O_CLOEXEC)
+            return os.open(f"/proc/{self.pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
             raise from_os_error(
                 error, doing="reading the memory of", target=f"process {self.pid}"
@@ -91,6 +104,8 @@ class TaskReader:
         Returns what was read, and what could not be because it isn't mapped any more. Raises NotFound when the process
         has gone.
         """
+        if not self._is_own(batch):
+            return self._gently(batch, buffer)
         try:
             done = process_vm_readv(self.pid, buffer.address, batch)
         except OSError as error:
@@ -105,6 +120,44 @@ class TaskReader:
             return list(batch), []
         return self._carefully(batch, buffer, done - done % PAGE)
 
+    def _is_own(self, batch: Sequence[Range]) -> bool:
+        """Whether all its pages are there, and mapped by this process only."""
+        long = [(start, end) for start, end in batch if end - start > _SHORT]
+        if not long:
+            return True
+        pagemap = self._open("pagemap")
+        try:
+            for start, end in long:
+                size, at = (end - start) // PAGE * _ENTRY, start // PAGE * _ENTRY
+                entries = os.pread(pagemap, size, at)
+                if b"\0" in entries[_ENTRY - 1 :: _ENTRY].translate(_OWN):
+                    return False
+        finally:
+            os.close(pagemap)
+        return True
+
+    def _renew(self) -> None:
+        """An exec gives a process another memory, of which the old descriptor knows nothing."""
+        os.close(self._memory)
+        self._memory = -1
+        self._memory = self._open("mem")
+
+    def _gently(
+        self, batch: Sequence[Range], buffer: Buffer | Place
+    ) -> tuple[list[Range], list[Range]]:
+        """Without pinning; as read()."""
+        self._renew()
+        done = 0
+        for start, end in batch:
+            try:
+                got = os.preadv(self._memory, [buffer.view[done : done + end - start]], start)
+            except OSError:
+                got = 0
+            done += got
+            if got < end - start:
+                return self._carefully(batch, buffer, done - done % PAGE)
+        return list(batch), []
+
     def _carefully(
         self, batch: Sequence[Range], buffer: Buffer | Place, done: int
     ) -> tuple[list[Range], list[Range]]:
@@ -113,9 +166,7 @@ class TaskReader:
         gone: list[Range] = []
         at = 0
         mapped = self._mapped()
-        # An exec gives a process another memory, of which the old descriptor knows nothing.
-        os.close(self._memory)
-        self._memory = self._open()
+        self._renew()
         for start, end in batch:
             size = end - start
             if done >= size:

@@ -1,17 +1,19 @@
 """Everything that a process can have survives dump, restore and migration: claim by claim.
 
 One container holds all that is claimed (tests/e2e/survive_lab/inside). It is dumped and restored twice on one host,
-then moved to another host and back; each time it looks at itself from the inside.
+then moved to another host and back, cold, and there again, warm; each time it looks at itself from the inside.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import leaks, needs
+from tests.e2e.migrate.world import eventually
 from tests.e2e.survive_lab import container
 from tests.lab import Host, Lab
 
@@ -40,15 +42,16 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reports]:
         a, b = lab["a"], lab["b"]
         v4, v6 = lab.container_address()
         container.start(
-            *(a, tree, "--memory", "512m", "--pids-limit", "700"),
+            *(a, tree, "--memory", "2g", "--pids-limit", "700"),
             *("--network", f"l2=br0,ip={v4},ip={v6}"),
         )
         limits = cgroup_limits(a)
         restored = [container.cycle(a, "first"), container.cycle(a, "second")]
         same_limits = [cgroup_limits(a) == limits]
         migrated = []
-        for source, target in ((a, b), (b, a)):
-            source.ckpt("migrate", "--mode", "cold", container.NAME, f"root@{target.name}")
+        for source, target, mode in ((a, b, "cold"), (b, a, "cold"), (a, b, "warm")):
+            source.ckpt("migrate", "--mode", mode, container.NAME, f"root@{target.name}")
+            eventually("the pager is done", lambda: not watched(target))  # noqa: B023 - called at once
             migrated.append(container.check(target))
             same_limits.append(cgroup_limits(target) == limits)
         wrong = "" if all(same_limits) else f"{limits} at first; then the same: {same_limits}"
@@ -69,8 +72,18 @@ def cgroup_limits(host: Host) -> dict[str, str]:
             file = Path(path, name)
             if file.exists():
                 found[name] = file.read_text().strip()
-    assert {str(512 << 20), "700"} <= set(found.values()), found
+    assert {str(2 << 30), "700"} <= set(found.values()), found
     return found
+
+
+def watched(host: Host) -> bool:
+    """Whether a pager still answers for missing pages of a process, which can see that (proc(5), VmFlags)."""
+    group = next(iter(container.inspect(host, container.NAME)["cgroups"].values()))
+    for pid in Path(group, "cgroup.procs").read_text().split():
+        with contextlib.suppress(OSError):  # a zombie, or it has ended
+            if " um" in Path(f"/proc/{pid}/smaps").read_text():
+                return True
+    return False
 
 
 @pytest.mark.parametrize("claim", [*container.claims(), LIMITS])

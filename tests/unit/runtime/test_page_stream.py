@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from blake3 import blake3
 
+from ckpt.ops.memory_use import memory_use
 from runtime.errors import BadInput, Conflict, RuntimeFault, SystemFault
 from runtime.pagecache.store import PageStore
 from runtime.pagesource import wire
@@ -371,3 +372,30 @@ def test_windows_are_crossed(store: PageStore) -> None:
     high = (1 << 47) - PAGE
     pages.views(high, high + PAGE)[0][:1] = b"h"
     assert list(pages.runs(1 << 40)) == [(high, high + PAGE)]
+
+
+def test_reading_what_forked_processes_have_in_common_leaves_it_in_common() -> None:
+    memory = Memory(2048)
+    for page in range(memory.pages):
+        memory.put(page, b"%d" % page)
+    stay, end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(end)
+        os.read(stay, 1)
+        os._exit(0)
+    try:
+        before = memory_use([child]).forked
+        assert before >= memory.pages * PAGE
+        buffer = Buffer(wire.MAX_PAYLOAD)
+        with TaskReader(child) as reader:
+            for batch in batches([memory.run(0, memory.pages)], buffer.size):
+                read, gone = reader.read(batch, buffer)
+                assert (read, gone) == (batch, [])
+                page = (batch[0][0] - memory.start) // PAGE
+                assert bytes(buffer.view[: len(str(page))]) == b"%d" % page
+        assert memory_use([child]).forked >= before - memory.pages * PAGE // 8
+    finally:
+        os.close(end)
+        os.close(stay)
+        os.waitpid(child, 0)

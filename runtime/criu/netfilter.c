@@ -1,11 +1,15 @@
-/* Preloaded into CRIU: a connection tracking table that is empty is not walked.
+/* Preloaded into CRIU: its conversations with netfilter don't hold up the frozen window.
  *
- * CRIU asks the kernel for the table of the container's network namespace, twice (connections, expectations). The
- * table is one for all namespaces, so the kernel goes through every bucket of it for each: 262144 of them, 5 to 25 ms
- * in the frozen window. How many entries the namespace has is in a file. If it's none, the question is replaced by one
- * that means nothing (NLMSG_NOOP), whose acknowledgement is for CRIU the end of an empty answer.
+ * An empty table of connections is not walked. CRIU asks the kernel for the table of the container's network namespace,
+ * twice (connections, expectations). The table is one for all namespaces, so the kernel goes through every bucket of it
+ * for each: 262144 of them, 5 to 25 ms. How many entries the namespace has is in a file. If it's none, the question is
+ * replaced by one that means nothing (NLMSG_NOOP), whose acknowledgement is for CRIU the end of an empty answer.
  *
- * Interposes sendmsg(2); free-standing but for errno, like runtime/veil/preload.c.
+ * A socket over which a table was deleted isn't closed. CRIU unlocks the network by deleting a table, just before the
+ * tasks resume. That is done at once, but what was deleted is freed after an RCU grace period, and the close of the socket
+ * waits for that: 13 to 17 ms. It is closed when CRIU ends, which is soon.
+ *
+ * Interposes sendmsg(2) and close(2); free-standing but for errno, like runtime/veil/preload.c.
  */
 typedef unsigned long u64;
 typedef unsigned int u32;
@@ -17,7 +21,7 @@ struct header { u32 size; u16 type, flags; u32 number, port; };
 
 enum {
 	AF_NETLINK = 16, SOL_SOCKET = 1, SO_PROTOCOL = 38, NETLINK_NETFILTER = 12,
-	CTNETLINK = 1, CTNETLINK_EXP = 2, GET = 1, REQUEST = 1, ACK = 4, DUMP = 0x300, NOOP = 1,
+	SO_DOMAIN = 39, DELETE_TABLE = 10 << 8 | 2, CTNETLINK = 1, CTNETLINK_EXP = 2, GET = 1, REQUEST = 1, ACK = 4, DUMP = 0x300, NOOP = 1,
 };
 
 #if defined(__x86_64__)
@@ -49,19 +53,54 @@ static long sys(long n, long a, long b, long c, long d, long e)
 
 extern int *__errno_location(void);
 
+/* The result of a system call as the C library gives it. */
+static long given(long result)
+{
+	if (result >= 0) return result;
+	*__errno_location() = (int)-result;
+	return -1;
+}
+
+static int option(int fd, int name)
+{
+	int value = -1, size = sizeof value;
+	return sys(GETSOCKOPT, fd, SOL_SOCKET, name, (long)&value, (long)&size) ? -1 : value;
+}
+
+static int is_netfilter(int fd)
+{
+	return option(fd, SO_DOMAIN) == AF_NETLINK && option(fd, SO_PROTOCOL) == NETLINK_NETFILTER;
+}
+
+/* Whether MESSAGE deletes a table of nf_tables, in a batch with other messages. */
+static int deletes(const struct message *message)
+{
+	u64 i, at;
+
+	for (i = 0; i < message->count; i++) {
+		for (at = 0; at + sizeof(struct header) <= message->parts[i].size;) {
+			struct header *header = (struct header *)(message->parts[i].base + at);
+			if (header->type == DELETE_TABLE) return 1;
+			if (header->size < sizeof *header) break;
+			at += (header->size + 3) & ~3u;
+		}
+	}
+	return 0;
+}
+
+static int keep = -1; /* the socket that is not to be closed */
+
 /* The header of a question for the whole table; 0: MESSAGE is something else. */
 static struct header *question(int fd, const struct message *message)
 {
 	struct header *header;
-	int protocol = 0, size = sizeof protocol;
 
 	if (!message->name || message->name_size < 2 || message->name[0] != AF_NETLINK) return 0;
 	if (message->count != 1 || message->parts[0].size < sizeof *header) return 0;
 	header = (struct header *)message->parts[0].base;
 	if (header->type != (CTNETLINK << 8 | GET) && header->type != (CTNETLINK_EXP << 8 | GET)) return 0;
 	if ((header->flags & DUMP) != DUMP) return 0;
-	if (sys(GETSOCKOPT, fd, SOL_SOCKET, SO_PROTOCOL, (long)&protocol, (long)&size)) return 0;
-	return protocol == NETLINK_NETFILTER ? header : 0;
+	return is_netfilter(fd) ? header : 0;
 }
 
 /* Whether the network namespace that we are in tracks nothing. */
@@ -79,16 +118,20 @@ static int nothing_tracked(void)
 __attribute__((visibility("default"))) long sendmsg(int fd, const struct message *message, int flags)
 {
 	struct header *header = question(fd, message);
-	long result;
 
 	if (header && nothing_tracked()) {
 		header->type = NOOP;
 		header->flags = REQUEST | ACK;
 	}
-	result = sys(SENDMSG, fd, (long)message, flags, 0, 0);
-	if (result < 0) {
-		*__errno_location() = (int)-result;
-		return -1;
+	if (is_netfilter(fd) && deletes(message)) keep = fd;
+	return given(sys(SENDMSG, fd, (long)message, flags, 0, 0));
+}
+
+__attribute__((visibility("default"))) int close(int fd)
+{
+	if (fd >= 0 && fd == keep) {
+		keep = -1;
+		return 0;
 	}
-	return result;
+	return (int)given(sys(CLOSE, fd, 0, 0, 0, 0));
 }
