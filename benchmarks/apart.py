@@ -57,17 +57,20 @@ while :; do sleep 3600 & wait $!; done
 """
 
 
-def hierarchies() -> dict[str, str]:
-    """Cgroup v1 mount points on this machine and their options; none where cgroups are v2 alone."""
-    found = {}
+def hierarchies() -> tuple[dict[str, str], list[str]]:
+    """Cgroup v1 mount points on this machine with their options, and those of v2."""
+    v1: dict[str, str] = {}
+    v2: list[str] = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         before, _, after = line.partition(" - ")
         kind, _, options = after.split()
         if kind == "cgroup":
             wanted = [o for o in options.split(",") if o not in ("rw", "ro", "xattr", "relatime")]
             wanted = ["none", *wanted] if wanted[0].startswith("name=") else wanted
-            found[before.split()[4]] = ",".join(wanted)
-    return found
+            v1[before.split()[4]] = ",".join(wanted)
+        elif kind == "cgroup2":
+            v2.append(before.split()[4])
+    return v1, v2
 
 
 class Apart:
@@ -78,11 +81,15 @@ class Apart:
         self._stack = contextlib.ExitStack()
         self._first = 0
         self._cgroups: list[Path] = []
+        self._leaf = ""
 
     def __enter__(self) -> Apart:
         with contextlib.ExitStack() as stack:
-            v1 = hierarchies()
-            self._make_cgroups([Path(point) for point in v1 or ["/sys/fs/cgroup"]])
+            v1, v2 = hierarchies()
+            # In v2 beside v1, too, though it isn't shown in there: CRIU dumps all cgroups below those of a task, and
+            # makes them again at restore. From the root that would be everybody's.
+            self._make_cgroups([Path(point) for point in (*v1, *v2)])
+            self._leaf = "cgroup.procs" if v1 else "first/cgroup.procs"
             stack.callback(self._remove_cgroups)
             pairs = [word for point, o in v1.items() for word in (Path(point).name, o)]
             argv = ["unshare", "--mount", "--pid", "--cgroup", "--fork", "--kill-child"]
@@ -129,7 +136,7 @@ class Apart:
         script = (
             'n=$1; shift; while [ $n -gt 0 ]; do echo $$ >"$1"; shift; n=$((n-1)); done; exec "$@"'
         )
-        leaf = "cgroup.procs" if hierarchies() or not self._first else "first/cgroup.procs"
+        leaf = self._leaf if self._first else "cgroup.procs"
         files = [str(made / leaf) for made in self._cgroups]
         return ["sh", "-ec", script, "sh", str(len(files)), *files, *argv]
 

@@ -37,7 +37,7 @@ def server(folder: Path) -> Iterator[tuple[int, Path]]:
     ) as process:
         try:
             until = time.monotonic() + 30
-            while not path.exists():
+            while not _answers(path):
                 if time.monotonic() > until or process.poll() is not None:
                     raise RuntimeError("redis-server does not start")
                 time.sleep(0.02)
@@ -82,6 +82,13 @@ def rate(path: Path, seconds: float) -> float:
     before, began = commands(path), time.monotonic()
     time.sleep(seconds)
     return (commands(path) - before) / (time.monotonic() - began)
+
+
+def _answers(path: Path) -> bool:
+    try:
+        return ask(path, "PING") == "+PONG"
+    except OSError:
+        return False
 
 
 def ask(path: Path, *words: str) -> str:

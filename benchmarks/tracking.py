@@ -104,7 +104,7 @@ def one(make: Callable[[], Tracker], pid: int, path: Path, options: Any) -> dict
         while not rounds.scans and rounds.fault is None:
             time.sleep(0.01)
         during = resp.rate(path, seconds)
-    why = tracker.why_all(pid)
+        why = tracker.why_all(pid)
     if why:
         say(f"{tracker.name} could not track it: {why}")
     after = resp.rate(path, seconds)
