@@ -69,6 +69,11 @@ class Rounds:
         if self.fault is not None:
             raise self.fault
 
+    def wait(self, count: int) -> None:
+        """Until it has asked so often."""
+        while len(self.scans) < count and self.fault is None:
+            time.sleep(0.01)
+
     def _run(self) -> None:
         try:
             self._tracker.start([self._pid])
@@ -101,9 +106,9 @@ def one(make: Callable[[], Tracker], pid: int, path: Path, options: Any) -> dict
     before = resp.rate(path, seconds)
     tracker = make()
     with Rounds(tracker, pid, options.every) as rounds:
-        while not rounds.scans and rounds.fault is None:
-            time.sleep(0.01)
+        rounds.wait(1)
         during = resp.rate(path, seconds)
+        rounds.wait(2)
         why = tracker.why_all(pid)
     if why:
         say(f"{tracker.name} could not track it: {why}")
