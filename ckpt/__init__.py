@@ -3,5 +3,5 @@
 __version__ = "0.1.0"
 
 SOFTWARE = f"ckpt {__version__}"
-FEATURES = ["cold", "warm"]
+FEATURES = ["cold", "warm", "lazy"]
 """What this version can do in a migration; both ends tell each other."""

@@ -26,6 +26,8 @@ from ckpt.ops.arrival import Arrival
 from ckpt.ops.host import Host
 from ckpt.ops.journal import Entry, Journal
 from ckpt.ops.landing import Landing
+from ckpt.ops.later import PagesLater
+from ckpt.ops.lend import TOPIC
 from ckpt.ops.preflight import available_memory, destination_facts, destination_findings
 from ckpt.ops.restore import Incoming
 from images.manifest import Manifest
@@ -58,6 +60,7 @@ class Agent:
         self._lane_notes: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
         self._pages_lane: LaneReader | None = None
         self._landing: Landing | None = None
+        self._lazy = False
         self._braced = threading.Event()
         self._incoming: Incoming | None = None
         self._arrival: Arrival | None = None
@@ -65,6 +68,7 @@ class Agent:
         self._restoring: threading.Thread | None = None
         self._restore_fault: BaseException | None = None
         self._stopped = threading.Event()
+        self._pages = PagesLater(host, lambda: self.conversation, self.another_lane, self._stopped)
         self._folder: Path | None = None
         self._lanes: LaneHost | None = None
         actions: dict[Action, stops.Perform] = {
@@ -109,6 +113,7 @@ class Agent:
         if self._pages_lane is not None:
             self._pages_lane.abort()
             self._pages_lane = None
+        self._pages.close()
         if self._landing is not None:
             self._landing.close()
         if self._lanes is not None:
@@ -143,6 +148,8 @@ class Agent:
             return make("note", topic="clock", body={"ns": time.time_ns()})
         if message["topic"] == "probe":
             return make("note", topic="probe", body={})
+        if message["topic"] == TOPIC:
+            self._pages.hear(message["body"])
         if message["topic"] == "lane":
             self._lane_notes.put(message["body"])
         if message["topic"] == "ready":
@@ -163,13 +170,14 @@ class Agent:
                 name=self._name,
                 peer=self._peer,
                 state=str(state),
+                facts={"mode": "lazy"} if self._lazy else {},
             )
             self._journal = Journal(self.host.paths.journals, entry)
         if self._arrival is not None and self._arrival.began:
             self._journal.entry.container = self._arrival.container.record.id
         self._journal.write(state, durable)
         stops.reached(f"journal-{state}")
-        if state == State.CLEANED:
+        if state == State.CLEANED and "lost" not in self._journal.entry.facts:
             self._journal.forget()
 
     def check(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
@@ -186,10 +194,13 @@ class Agent:
     def receive(self, facts: Facts, stop: threading.Event) -> None:
         note = self._lane_note(stop)
         self._lane = self._lane_host().accept(str(note["token"]), LANE_OPENING)
-        if note.get("mode") == "warm":
-            token = str(self._lane_note(stop)["token"])
-            self._pages_lane = self._lane_host().accept(token, LANE_OPENING)
-            self._landing = Landing(self._pages_lane.fd, limit=available_memory())
+        self._lazy = note.get("mode") == "lazy"
+        if note.get("mode") in ("warm", "lazy"):
+            self._pages_lane = self.another_lane(stop)
+            limit = available_memory()
+            self._landing = Landing(self._pages_lane.fd, limit=limit, lazy=self._lazy)
+            if self._lazy:
+                self._pages.expect(self._landing, self.another_lane(stop))
 
         def arrive(manifest: Manifest) -> Arrival:
             # On disk before anything of it is here.
@@ -209,6 +220,12 @@ class Agent:
         # CRIU is started before the frozen window, and waits for its first image.
         self._restoring = threading.Thread(target=self._restore, name="restore", daemon=True)
         self._restoring.start()
+
+    def another_lane(self, stop: threading.Event, mark: str = "") -> LaneReader:
+        """The next lane that the source announces, for who asked with the word MARK."""
+        while (note := self._lane_note(stop)).get("for", "") != mark:
+            pass
+        return self._lane_host().accept(str(note["token"]), LANE_OPENING)
 
     def _lane_note(self, stop: threading.Event) -> Mapping[str, Any]:
         until = time.monotonic() + ARRIVING
@@ -239,6 +256,7 @@ class Agent:
     def _check_going(self) -> None:
         assert self._incoming is not None
         self._incoming.check()
+        self._pages.check()
         self._check_stopped()
 
     def _check_stopped(self) -> None:
@@ -263,6 +281,10 @@ class Agent:
             while not self._braced.wait(TICK):
                 self._check_stopped()
             self._landing.hand_over()
+            if self._lazy:
+                # From now on: the restore itself may need a page.
+                assert self._arrival is not None
+                self._pages.begin(self._arrival.container.paths.run / "criu")
         # The stream's own end was checked; saying goodbye on the lane can wait until the frozen window is over.
         return {"summary": found}
 
@@ -276,11 +298,21 @@ class Agent:
         return {"facts": {"prepared_ns": self._arrival.times["prepared"]}}
 
     def release(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
+        assert self._journal is not None
+        entry = self._journal.entry
         if self._arrival is not None:
             self._arrival.go()
-            return {"at": self._arrival.times["running"], "facts": {}}
-        assert self._journal is not None
-        return {"at": arrivals.release_held(self.host, self._journal.entry.id), "facts": {}}
+            at = self._arrival.times["running"]
+        elif entry.facts.get("mode") == "lazy":
+            at = self._pages.begin_again(entry, stop)
+        else:
+            at = arrivals.release_held(self.host, entry.id)
+        if entry.facts.get("mode") != "lazy":
+            return {"at": at, "facts": {}}
+        if "ran" not in entry.facts:
+            entry.facts["ran"] = at
+            self._journal.write(State.COMMITTED)
+        return {"at": entry.facts["ran"], "facts": self._pages.all(self._journal)}
 
     def discard(self, facts: Facts, stop: threading.Event) -> None:
         self._interrupt()
@@ -294,6 +326,7 @@ class Agent:
         if self._pages_lane is not None:
             self._pages_lane.abort()
             self._pages_lane = None
+        self._pages.close()
         if self._arrival is not None:
             self._arrival.abandon()
         elif self._journal is not None:

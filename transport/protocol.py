@@ -45,6 +45,9 @@ What the caller owes to make this true
     - between the ``committed`` record and BURY's end, the source's tasks stay frozen even if the
       migrating process dies: hold them by something that outlives it;
     - what is prepared at the destination outlives the agent: hold it likewise.
+
+A lazy move is this exchange, with a BURY that leaves the tasks held as above, for the pages in
+them, a RELEASE that is done when every page has arrived, and a CLEAN that kills them.
 """
 
 from __future__ import annotations

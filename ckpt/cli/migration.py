@@ -19,7 +19,7 @@ from ckpt.ops import migrate as migrating
 from ckpt.ops import recover as recovering
 from ckpt.ops.convergence import Limits
 from ckpt.ops.host import Host
-from ckpt.ops.report import Report
+from ckpt.ops.report import LAZY_RISK, Report
 from runtime.cgroups.parse import parse_size
 from runtime.errors import BadInput, RuntimeFault, SystemFault, TimedOut
 from transport.lane_handover import lane_main
@@ -34,10 +34,11 @@ and the last pages are served by a thread each, and Python's own 5 ms come in mu
 @command("migrate")
 @click.option(
     "--mode",
-    type=click.Choice(["auto", "warm", "cold"]),
+    type=click.Choice(["auto", "warm", "cold", "lazy"]),
     default="auto",
     show_default=True,
     help="warm: memory is copied while the container runs; cold: it stands still meanwhile; "
+    "lazy: it runs there at once, its memory follows (see the risk below); "
     "auto: warm if both hosts can.",
 )
 @click.option(
@@ -89,11 +90,17 @@ def migrate(
 
     Whatever fails, exactly one copy runs. The other host needs ckpt, and its host key must be known.
 
+    With --mode lazy the container needs both hosts until its last page has come: if this one goes down meanwhile, the
+    container is lost. Its connection may break: then it waits.
+
     \b
     ckpt migrate web root@other
     ckpt migrate web root@other --dry-run
+    ckpt migrate web root@other --mode lazy
     """
     sys.setswitchinterval(SWITCH)
+    if mode == "lazy" and not as_json:
+        click.echo(f"lazy: {LAZY_RISK}", err=True)
     with MigrationProgress(quiet=as_json) as progress, Interruptions(name, timeout) as ways_out:
         try:
             report = migrating.migrate(
@@ -186,6 +193,8 @@ def _show_plan(name: str, target: str, report: Report) -> None:
     if report.findings:
         return
     click.echo(f"{name} can move to {target}: nothing speaks against it")
+    if report.mode == "lazy":
+        click.echo(f"  risk: {LAZY_RISK}")
     cost = report.forecast
     if cost is not None:
         click.echo(
@@ -201,6 +210,11 @@ def _show_summary(name: str, target: str, report: Report) -> None:
         f"{name} runs at {target}: stood still for {show.millis(report.downtime_ns)}, "
         f"took {report.total_ns / 1e9:.2f} s, {show.size(report.bytes_total)} over the {report.lane} lane"
     )
+    if report.mode == "lazy":
+        click.echo(
+            f"  {show.size(report.bytes_owed)} of memory followed: all there "
+            f"{report.whole_ns / 1e9:.2f} s after it ran, {report.faults} pages were waited for"
+        )
     click.echo(
         f"  images {show.size(report.bytes_images)}, files {show.size(report.bytes_files)}, "
         f"layers {show.size(report.bytes_layers)}"

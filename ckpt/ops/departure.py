@@ -414,6 +414,10 @@ class Departure:
         self.verdict_kill()
         self.wait_killed()
 
+    def keep_held(self) -> None:
+        """The freezer holds the tasks, and nobody but a verdict ends that: not our own end either."""
+        self._verdict = True
+
     def finish_running(self, *, unfinished: bool = False) -> None:
         """The end of a dump with leave_running: the tasks run on.
 

@@ -181,6 +181,9 @@ def require_settled(directory: Path, container: str, name: str) -> None:
             )
         elif entry.role == "destination" and state is State.COMMITTED:
             why, hint = f"it has arrived from {entry.peer} but not begun to run", "ckpt recover"
+            if entry.facts.get("mode") == "lazy":
+                why = f"part of its memory is still at {entry.peer}"
+                hint = "it comes by itself; else ckpt recover at that host"
         else:
             continue
         raise Conflict(

@@ -19,23 +19,32 @@ from runtime.errors import RuntimeFault, SystemFault, Unsupported
 from runtime.pagecache.store import PageStore
 from runtime.pager.client import Pager
 from runtime.pagesource.receive import PageReceiver
+from runtime.pagesource.send import STALL
+from runtime.pagesource.wire import Range
 
 _TICK = 0.05
 
 
-class Landing:
-    """FD: the lane, which it doesn't close. LIMIT: bytes of memory that may be taken. Close it."""
+class Intake:
+    """Takes what comes on the lane FD, which it doesn't close, into STORE. Close it.
 
-    def __init__(self, fd: int, *, limit: int) -> None:
-        self.store = PageStore(limit=limit)
+    LAZY: it may be silent for as long as nobody asks for anything; on_pages may be set then (see PageReceiver).
+    """
+
+    def __init__(self, fd: int, store: PageStore, *, lazy: bool = False) -> None:
         # Our own: the lane may be given up, and its descriptor closed, while our thread waits on it.
         self._fd = os.dup(fd)
-        self._receiver = PageReceiver(self._fd, self.store)
-        self._marks = 0
+        self.on_pages: Callable[[int, list[Range]], None] = lambda task, ranges: None
+        self._receiver = PageReceiver(
+            self._fd,
+            store,
+            on_pages=lambda task, ranges: self.on_pages(task, ranges),
+            patience=float("inf") if lazy else STALL,
+        )
+        self.marks = 0
         self._changed = threading.Condition()
         self.fault: BaseException | None = None
         self._over = False
-        self.pager: Pager | None = None
         self._thread = threading.Thread(target=self._run, name="pages", daemon=True)
         self._thread.start()
 
@@ -44,7 +53,7 @@ class Landing:
             while not self._over:
                 self._receiver.until_mark()
                 with self._changed:
-                    self._marks += 1
+                    self.marks += 1
                     self._changed.notify_all()
         except BaseException as fault:
             with self._changed:
@@ -56,11 +65,27 @@ class Landing:
         while True:
             check()
             with self._changed:
-                if self._marks >= count:
+                if self.marks >= count:
                     return
                 if self.fault is not None:
                     raise self.fault
                 self._changed.wait(_TICK)
+
+    def close(self) -> None:
+        """The lane's other end is given up before: else this waits for it."""
+        self._over = self._receiver.over = True
+        self._thread.join(5)
+        os.close(self._fd)
+
+
+class Landing:
+    """FD: the lane, which it doesn't close. LIMIT: bytes of memory that may be taken. Close it."""
+
+    def __init__(self, fd: int, *, limit: int, lazy: bool = False) -> None:
+        self.store = PageStore(limit=limit)
+        self.intake = Intake(fd, self.store, lazy=lazy)
+        self.wait_marks = self.intake.wait_marks
+        self.pager: Pager | None = None
 
     # ---- the pager
 
@@ -72,10 +97,10 @@ class Landing:
         _move(cgroups.monitors(host.layout), [worker, _parent(worker)])
 
     def hand_over(self) -> None:
-        """All pages are here: the pager may answer, and goes on without us from now on."""
+        """All pages are here, or noted as still to come: the pager may answer, and goes on without us from now on."""
         assert self.pager is not None
         for task in self.store:
-            self.pager.pages(task, self.store[task].fd)
+            self.pager.pages(task, self.store[task])
         self.pager.complete()
 
     def check_restored(self) -> None:
@@ -96,12 +121,10 @@ class Landing:
 
     def close(self) -> None:
         """Give back what we hold; a pager that has its orders keeps its own."""
-        self._over = True
         if self.pager is not None:
             with contextlib.suppress(RuntimeFault):
                 self.pager.close()
-        self._thread.join(5)
-        os.close(self._fd)
+        self.intake.close()
         self.store.close()
 
 

@@ -30,6 +30,7 @@ from ckpt.ops.departure import Departure
 from ckpt.ops.host import Host, lock_container
 from ckpt.ops.hosts import Registry
 from ckpt.ops.journal import Entry, Journal
+from ckpt.ops.lend import TOPIC, Debt, Lending
 from ckpt.ops.memory_use import MemoryUse, memory_use
 from ckpt.ops.preflight import (
     checks,
@@ -49,6 +50,7 @@ from transport.conversation import Conversation, Facts
 from transport.errors import (
     AuthRefused,
     HostKeyChanged,
+    LinkLost,
     PeerFault,
     TransportFault,
     UnknownHost,
@@ -56,12 +58,13 @@ from transport.errors import (
 from transport.framing import FrameLink
 from transport.lane_opening import open_lane
 from transport.lanes import PREFERENCE, LaneWriter
-from transport.messages import greet, make
+from transport.messages import Message, greet, make
 from transport.protocol import (
     AbortAsked,
     Action,
     Begin,
     Finish,
+    Lost,
     Outcome,
     Restored,
     Source,
@@ -75,6 +78,9 @@ SMALL_ROUND = 1 << 20
 """Bytes: a round over the files that sent less leaves little for the frozen window."""
 REACHING = 60.0
 """Seconds of trying to reach the other host again, once it is to run the container."""
+REACHING_LAZY = 600.0
+"""The same, while the container runs there and waits for pages."""
+FOR_EVER = 30 * 24 * 3600.0
 TELLING = 10.0
 """The same, to tell it that it isn't: the container runs here already, and `ckpt recover` can tell it later."""
 CLOCK_ASKS = 5
@@ -118,13 +124,16 @@ class Migration:
         self._bandwidth = bandwidth
         self._carrier: Carrier | None = None
         self._pages_lane: LaneWriter | None = None
+        self._urgent_lane: LaneWriter | None = None
+        self._debt: Debt | None = None
+        self._lending: Lending | None = None
         self.container = container
         self._dry_run = dry_run
         self._lanes = lanes
         self._progress = progress
         identity = f"{container.record.id}-{secrets.token_hex(4)}"
         self.report = Report(
-            identity, container.record.name, target, "cold" if mode == "cold" else "warm"
+            identity, container.record.name, target, "warm" if mode == "auto" else mode
         )
         self._hosts = Registry(host)
         self._remote = self._hosts.command(target)
@@ -142,6 +151,7 @@ class Migration:
         self._offset_ns = 0
         self._expected = 0
         self._files_at = 0.0
+        self._reconnects = 0
         self._began_ns = time.time_ns()
         self._phase_ns = self._began_ns
         self._current = "connect"
@@ -163,9 +173,18 @@ class Migration:
             link,
             journal=self.write_journal,
             actions={action: stops.around(action, perform) for action, perform in actions.items()},
+            besides=self._besides,
             interrupt=self._interrupt,
         )
         return self.conversation
+
+    @property
+    def _lazy(self) -> bool:
+        return self.report.mode == "lazy"
+
+    def _besides(self, message: Message) -> None:
+        if self._lending is not None and message.get("topic") == TOPIC:
+            self._lending.hear(message["body"])
 
     # ---- the whole
 
@@ -200,6 +219,8 @@ class Migration:
         cause = finish.cause
         if isinstance(cause, PeerFault):
             cause.host = self.report.target
+        if self.report.lost:
+            raise _lost(self.report)
         if finish.outcome is Outcome.MOVED or isinstance(cause, DryRun):
             return self.report
         if finish.outcome is Outcome.UNFINISHED:
@@ -243,6 +264,7 @@ class Migration:
         self._took_over = True
         self._journal = journal
         self.report.id = journal.entry.id
+        self.report.mode = str(journal.entry.facts.get("mode", self.report.mode))
         self._machine = Source(journal.entry.id, greet(SOFTWARE, FEATURES))
 
     def conclude(self, state: State) -> tuple[Outcome, Exception | None]:
@@ -321,6 +343,7 @@ class Migration:
             self._stack.callback(self._journal.close)
         if state is State.COMMITTED:
             self._hold()
+        self._journal.entry.facts["mode"] = self.report.mode
         self._journal.write(state, durable)
         stops.reached(f"journal-{state}")
         if state == State.CLEANED:
@@ -335,15 +358,15 @@ class Migration:
         self._choose(why_not_warm_there(self.host) or self._why_not_apart(use))
         if self.report.findings:
             raise self._refusal()
-        if self.report.mode == "warm":
+        if self.report.mode != "cold":
             self._facts["memory"] += use.forked
         self._compare_clocks()
         return {"mode": self.report.mode, "facts": self._facts}
 
     def _why_not_apart(self, use: MemoryUse) -> str:
-        """Why each process can't have pages of its own at the destination; whoever wants warm by name may have many."""
+        """Why each process can't have pages of its own at the destination; whoever names a mode may have many."""
         limit = bringup.resources_of(self.container).memory.limit or 0
-        if self._wish != "warm" and use.much_forked:
+        if self._wish == "auto" and use.much_forked:
             return use.told()
         return use.why_not_apart(limit)
 
@@ -356,13 +379,16 @@ class Migration:
             )  # fmt: skip
 
     def _choose(self, why_not_warm: str) -> None:
-        """Warm unless somebody has a reason against it: then cold, or a refusal if warm was asked for by name."""
-        if self.report.mode != "warm" or not why_not_warm:
+        """Warm unless somebody has a reason against it: then cold, or a refusal if a mode was asked for by name.
+
+        Lazy is made of the same parts.
+        """
+        if self.report.mode == "cold" or not why_not_warm:
             return
-        if self._wish == "warm":
+        if self._wish != "auto":
             self.report.findings = [
                 *self.report.findings,
-                {"what": "mode warm", "why": why_not_warm, "hint": "--mode cold"},
+                {"what": f"mode {self._wish}", "why": why_not_warm, "hint": "--mode cold"},
             ]
         self.report.mode = "cold"
         self.report.mode_why = why_not_warm
@@ -433,9 +459,35 @@ class Migration:
             self._await_readiness(stop)
             self._phase("memory", "dump")
         else:
+            if self._lazy:
+                self._leave_memory()
             self._departure.warm_up()
             self._await_readiness(stop)
             self._phase("files", "dump")
+
+    def _leave_memory(self) -> None:
+        """It stays here until it is asked for."""
+        assert self._departure is not None and self._pages_lane is not None
+        pids = self.host.cgroup(self.container).pids
+        self._carrier = self._debt = Debt(PageSender(self._pages_lane.fd), pids)
+        self._stack.enter_context(self._debt)
+        self._departure.leave_memory_to(self._debt)
+
+    def _lender(self) -> Lending:
+        conversation = self._conversed
+        self._lending = Lending(
+            self.host.cgroup(self.container).pids,
+            say=lambda word: conversation.send(make("note", topic=TOPIC, body=dict(word))),
+            lane=lambda mark: self._announced({"for": mark}),
+            lost=lambda fault: conversation.tell(Lost(_as_transport(fault))),
+            rate=self._bandwidth,
+            show=self._missing,
+        )
+        self._stack.callback(self._lending.close)
+        return self._lending
+
+    def _missing(self, count: int) -> None:
+        self._progress("pages", max(self.report.bytes_owed - count, 0), self.report.bytes_owed)
 
     def _copy_memory(self) -> None:
         """Rounds over the memory while it runs, on a lane of its own, until the rest is small."""
@@ -483,11 +535,19 @@ class Migration:
 
     def _open_lane(self) -> None:
         self._lane = self._another_lane({"mode": self.report.mode})
-        if self.report.mode == "warm":
+        if self.report.mode != "cold":
             self._pages_lane = self._another_lane({})
+        if self._lazy:
+            self._urgent_lane = self._another_lane({})
 
     def _another_lane(self, facts: dict[str, Any]) -> LaneWriter:
         """A lane, announced to the destination in the order of their use."""
+        lane = self._announced(facts)
+        self._stack.callback(lane.abort)
+        return lane
+
+    def _announced(self, facts: dict[str, Any]) -> LaneWriter:
+        """A lane that is the caller's."""
         conversation, session = self._conversed, self._session
         assert session is not None
         lane = open_lane(
@@ -496,8 +556,11 @@ class Migration:
             lambda token, path: [*self._remote, "agent", "--lane", token, "--socket", path],
             kinds=self._lanes or PREFERENCE,
         )
-        self._stack.callback(lane.abort)
-        conversation.send(make("note", topic="lane", body={"token": lane.token, **facts}))
+        try:
+            conversation.send(make("note", topic="lane", body={"token": lane.token, **facts}))
+        except BaseException:
+            lane.abort()
+            raise
         return lane
 
     def freeze(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
@@ -514,6 +577,10 @@ class Migration:
             self.report.bytes_memory = self._carrier.written
             self.report.bytes_last = self._carrier.last_bytes
             self.report.bytes_total += self._carrier.written
+            if self._urgent_lane is not None:
+                assert self._debt is not None
+                self.report.bytes_owed = self._debt.size
+                self._lender().begin(self._debt.sender, self._urgent_lane)
         return {"summary": summary}
 
     def _dumping(self, stop: threading.Event) -> None:
@@ -531,6 +598,22 @@ class Migration:
 
     def bury(self, facts: Facts, stop: threading.Event) -> None:
         self._phase("restore", "go")
+        if self._lazy:
+            self._begin_holding()
+        else:
+            self._end_tasks()
+
+    def _begin_holding(self) -> None:
+        """Lazy: frozen and unplugged, our tasks are the other host's store of pages, for as long as it takes."""
+        self._conversed.peer_timeout = (
+            FOR_EVER  # the link's own heartbeat tells when nobody is there
+        )
+        if self._departure is not None:
+            self._departure.keep_held()
+        if self._lending is None:
+            self._lender()
+
+    def _end_tasks(self) -> None:
         if self._departure is None:
             # Another process began this; its CRIU is gone, the freezer holds the tasks.
             bury_held(self.host, self.container)
@@ -544,6 +627,7 @@ class Migration:
 
     def clean(self, facts: Facts, stop: threading.Event) -> None:
         at = int(facts.get("at", 0))
+        self._end_lending(facts.get("facts", {}))
         if self._departure is not None and at:
             frozen = self._departure.times["frozen"]
             self.report.downtime_ns = at - self._offset_ns - frozen
@@ -558,6 +642,20 @@ class Migration:
             lifecycle.remove(self.host, self.container, force=True)
         self._phase("clean")
 
+    def _end_lending(self, word: Facts) -> None:
+        """The other host has every page, or says that it never will: what is frozen here is of no use any more."""
+        if not self._lazy:
+            return
+        if self._lending is not None:
+            self._lending.close()
+            self.report.bytes_total += self._lending.written - self.report.bytes_memory
+            self.report.bytes_memory = self._lending.written
+        self.report.faults = int(word.get("faults", 0))
+        if whole := int(word.get("whole", 0)):
+            self.report.whole_ns = whole - int(word.get("ran", whole))
+        self.report.lost = str(word.get("lost", ""))
+        self._end_tasks()
+
     def resume(self, facts: Facts, stop: threading.Event) -> None:
         if facts.get("findings"):
             self.report.findings = list(facts["findings"])
@@ -565,6 +663,8 @@ class Migration:
         self._stopped = self._stopped or _given_up(self.container)
         self._interrupt()
         self._phase(self._current, "resume")
+        if self._lending is not None:
+            self._lending.close()
         if self._carrier is not None:
             self._carrier.abort()
         if self._departure is not None:
@@ -577,7 +677,14 @@ class Migration:
     def reconnect(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
         """A new session with a new agent, with patience. Raises the last attempt's fault."""
         telling = self._conversed.machine.state is State.ABORTED
-        until = time.monotonic() + (TELLING if telling else REACHING)
+        if self._lazy and not telling:
+            self._phase(self._current, "reconnect")
+            # What went wrong at the other host may well go wrong again.
+            self._reconnects += 1
+            if self._hurry.wait(min(5.0, 0.05 * 2**self._reconnects)):
+                raise self._stopped or _given_up(self.container)
+        patience = TELLING if telling else REACHING_LAZY if self._lazy else REACHING
+        until = time.monotonic() + patience
         delay = 0.1
         while True:
             left = max(1.0, until - time.monotonic())
@@ -594,10 +701,47 @@ class DryRun(RuntimeFault):
     """Not a fault: how a dry run leaves the exchange."""
 
 
+def _lost(report: Report) -> SystemFault:
+    return SystemFault(
+        doing="migrating",
+        target=f"container {report.name}",
+        why=f"it is lost, killed at {report.target}: {report.lost}",
+        hint=f"its files are at {report.target}: ckpt start",
+    )
+
+
+def _as_transport(fault: Exception) -> TransportFault:
+    if isinstance(fault, TransportFault):
+        return fault
+    return LinkLost(doing="lending", target="pages", why=str(fault), retry=True)
+
+
 def _given_up(container: Container) -> SystemFault:
     return SystemFault(
         doing="migrating", target=f"container {container.record.name}", why="it was given up"
     )
+
+
+def peer_state(host: Host, target: str, identity: str) -> State | None:
+    """What TARGET's journal of migration IDENTITY says; None if it can't be asked."""
+    try:
+        with contextlib.ExitStack() as stack:
+            hosts = Registry(host)
+            session = hosts.connect(target, timeout=10.0)
+            stack.callback(session.close)
+            link = FrameLink(session.open_command([*hosts.command(target), "agent"]))
+            stack.callback(link.close)
+            link.send(greet(SOFTWARE, FEATURES))
+            until = time.monotonic() + ASKING
+            while time.monotonic() < until:
+                heard = link.recv(ASKING)
+                if heard["type"] == "hello":
+                    link.send(make("status", id=identity))
+                elif heard["type"] == "status_is":
+                    return State(heard["state"])
+    except (TransportFault, ValueError, KeyError) as fault:
+        log.info("%s does not say what it knows: %s", target, fault)
+    return None
 
 
 def bury_held(host: Host, container: Container) -> None:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ckpt.ops import arrival, comeback, heal, lifecycle, stops, tidy, volumes
+from ckpt.ops import arrival, comeback, heal, lazy_recovery, lifecycle, stops, tidy, volumes
 from ckpt.ops import migrate as migrating
 from ckpt.ops.bringup import tear_down
 from ckpt.ops.host import Host, lock_container
@@ -97,12 +97,12 @@ def _migration(host: Host, entry: Entry, assume: str | None, *, wait: float = 0)
         return {"what": what, "did": "has just ended"}
     with journal:
         if entry.role == "source":
-            return {"what": what, "did": _source(host, journal)}
+            return {"what": what, "did": _source(host, journal, assume)}
         return {"what": what, "did": _destination(host, journal, assume)}
 
 
-def _source(host: Host, journal: Journal) -> str:
-    """The source's journal is the one that decides."""
+def _source(host: Host, journal: Journal, assume: str | None = None) -> str:
+    """The source's journal is the one that decides. ASSUME: of a lazy move whose destination is gone for good."""
     entry, state = journal.entry, State(journal.entry.state)
     with contextlib.ExitStack() as held:
         try:
@@ -117,17 +117,24 @@ def _source(host: Host, journal: Journal) -> str:
             return f"not finished: {fault}"
         migration = migrating.Migration(host, container, entry.peer)
         migration.take_over(journal)
+        lazy = entry.facts.get("mode") == "lazy"
+        if lazy and assume is not None and state is State.COMMITTED:
+            return lazy_recovery.at_source(migration, journal, assume)
         stops.reached("heal")
         try:
             outcome, cause = migration.conclude(state)
         except (RuntimeFault, TransportFault, OSError) as fault:
             return f"not finished: {fault}"
+    if migration.report.lost:
+        return f"it is lost, killed at {entry.peer}: {migration.report.lost}"
     if outcome is Outcome.MOVED:
         return "finished: it runs at the destination"
     if outcome is Outcome.ABORTED:
         if migration.untold:
             return f"given up: it runs here; {entry.peer} could not be told: {cause}"
         return "given up: it runs here"
+    if lazy:
+        return f"not finished, its memory is held here for {entry.peer}: {cause}"
     return f"not finished: {cause}"
 
 
@@ -148,6 +155,14 @@ def _gone(host: Host, entry: Entry) -> Container:
 
 def _destination(host: Host, journal: Journal, assume: str | None) -> str:
     state, entry = State(journal.entry.state), journal.entry
+    if lost := entry.facts.get("lost"):
+        if state is not State.COMMITTED:
+            journal.forget()
+        return (
+            f"container {entry.name} is lost, it was killed: {lost}; its files are here: ckpt start"
+        )
+    if state is State.COMMITTED and entry.facts.get("mode") == "lazy":
+        return lazy_recovery.at_destination(host, journal, assume)
     if state is State.PREPARED and assume is None:
         return (
             f"waits for the word of {entry.peer}: ckpt recover there, or here "

@@ -7,6 +7,11 @@ from typing import Any
 
 from ckpt.ops.preflight import Finding
 
+LAZY_RISK = (
+    "from the moment when it runs there until its last page has come the container needs both hosts; "
+    "if either goes down meanwhile, what it did since then is lost"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
@@ -61,6 +66,14 @@ class Report:
     """Of the lane that carries memory while the container runs (warm)."""
     bytes_last: int = 0
     """Of memory in the frozen window."""
+    bytes_owed: int = 0
+    """Of memory that was still here when it began to run there (lazy)."""
+    whole_ns: int = 0
+    """From then until every page was there."""
+    faults: int = 0
+    """Pages that a task had to wait for meanwhile."""
+    lost: str = ""
+    """Why it could not go on there: pages that nobody has any more."""
     mode_why: str = ""
     """Why it is not warm."""
     tracker: str = ""
@@ -78,6 +91,14 @@ class Report:
             "tracker": self.tracker,
             "rounds": self.rounds,
             "rounds_why": self.rounds_why,
+            "lazy": {
+                "bytes": self.bytes_owed,
+                "faults": self.faults,
+                "whole_ms": round(self.whole_ns / 1e6, 1),
+                "lost": self.lost,
+            }
+            if self.mode == "lazy"
+            else None,
             "state": self.state,
             "lane": self.lane,
             "findings": self.findings,

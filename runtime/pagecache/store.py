@@ -5,6 +5,9 @@ task maps or unmaps between two rounds; which pages there are is asked from the 
 kept in one place only; a page that isn't there is a page of zeros, and a page that became zero is made a hole. The file
 can be handed to another process (the pager), and is not lost with this one.
 
+Pages that are still to come (lazy moves) are noted in a second sparse memfd, a byte a page: see Owed. Content comes
+before the note is taken away, so who sees no note may take the page.
+
 Bytes get into it through windows of 1 GiB, mapped when first needed: a record's pages are read from the lane directly
 to where they belong. A window is address space only.
 """
@@ -28,10 +31,80 @@ ADDRESS_END = 1 << 56
 _DIGEST_STEP = 1 << 20
 
 
-class TaskPages:
-    """The pages of one task. fd: the memfd, owned; or one received from another process."""
+_OWED = b"\1"
+_LOOK = 1 << 16
+"""Notes looked at with one call: those of 256 MiB."""
+
+
+class Owed:
+    """Pages of a task that are still to come. fd: a memfd, owned; or one received from another process.
+
+    All methods are exact whichever processes hold the memfd, and whichever of them dies in between.
+    """
 
     def __init__(self, fd: int | None = None) -> None:
+        if fd is None:
+            fd = os.memfd_create("ckpt-owed", os.MFD_CLOEXEC)
+            os.ftruncate(fd, ADDRESS_END // PAGE)
+        self.fd = fd
+
+    def add(self, start: int, end: int) -> None:
+        self._write(start, end, _OWED)
+
+    def remove(self, start: int, end: int) -> None:
+        """They are here."""
+        self._write(start, end, b"\0")
+
+    def _write(self, start: int, end: int, note: bytes) -> None:
+        at, last = start // PAGE, end // PAGE
+        while at < last:
+            at += os.pwrite(self.fd, note * min(last - at, _LOOK), at)
+
+    def first(self, start: int, end: int) -> int:
+        """The first page between two addresses that is still to come; END if all are here."""
+        return self._find(start, end, _OWED)
+
+    def first_here(self, start: int, end: int) -> int:
+        """The first page that is not to come any more; END if all are."""
+        return self._find(start, end, b"\0")
+
+    def _find(self, start: int, end: int, note: bytes) -> int:
+        at, last = start // PAGE, end // PAGE
+        while at < last:
+            notes = os.pread(self.fd, min(last - at, _LOOK), at)
+            found = notes.find(note)
+            if found >= 0:
+                return (at + found) * PAGE
+            at += len(notes)
+        return end
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """The ranges that are still to come, in order."""
+        at = 0
+        while True:
+            try:
+                at = os.lseek(self.fd, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == 6:  # ENXIO: nothing more
+                    return
+                raise
+            stop = os.lseek(self.fd, at, os.SEEK_HOLE) * PAGE
+            start = self.first(at * PAGE, stop)
+            while start < stop:
+                end = self.first_here(start, stop)
+                yield start, end
+                start = self.first(end, stop)
+            at = stop // PAGE
+
+
+class TaskPages:
+    """The pages of one task. fd: the memfd, owned; or one received from another process.
+
+    owed: what is still to come; None where nothing ever was.
+    """
+
+    def __init__(self, fd: int | None = None, owed: Owed | None = None) -> None:
+        self.owed = owed
         if fd is None:
             fd = os.memfd_create("ckpt-pages", os.MFD_CLOEXEC)
             os.ftruncate(fd, ADDRESS_END)
@@ -44,6 +117,19 @@ class TaskPages:
         self._windows.clear()
         self._bases.clear()
         os.close(self.fd)
+        if self.owed is not None:
+            os.close(self.owed.fd)
+
+    def owe(self, start: int, end: int) -> None:
+        """These pages will come later."""
+        if self.owed is None:
+            self.owed = Owed()
+        self.owed.add(start, end)
+
+    def arrived(self, start: int, end: int) -> None:
+        """These pages have come: what is to be known of them is in the memfd."""
+        if self.owed is not None:
+            self.owed.remove(start, end)
 
     def _window(self, number: int) -> memoryview:
         view = self._windows.get(number)
@@ -149,6 +235,11 @@ class PageStore:
         if pages is None:
             pages = self._tasks[task] = TaskPages()
         return pages
+
+    def adopt(self, task: int, pages: TaskPages) -> None:
+        """Pages whose memfds came from another process."""
+        self.drop(task)
+        self._tasks[task] = pages
 
     def drop(self, task: int) -> None:
         """The task has ended: give its pages back."""

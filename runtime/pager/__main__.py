@@ -1,6 +1,6 @@
 """The pager's two processes.
 
-usage: python -I -S __main__.py CONTROL LISTENER
+usage: python -I -S __main__.py CONTROL LISTENER FETCHERS DIRECTORY
 
 The keeper does nothing but wait for the worker, its child, with which it shares one table of descriptors (clone(2),
 CLONE_FILES): whatever the worker receives is held by both. So when the worker is killed (say for want of memory), the
@@ -38,11 +38,11 @@ def main() -> None:
     except OSError:
         pass  # needs CAP_SYS_RESOURCE
     journal = Journal()
-    control, listener = int(sys.argv[1]), int(sys.argv[2])
+    sockets = tuple(map(int, sys.argv[1:5]))
     for attempt in range(ATTEMPTS):
         child = fork_sharing_files()
         if child == 0:
-            work(journal, control, listener, first=attempt == 0)
+            work(journal, sockets, first=attempt == 0)
         _, status = os.waitpid(child, 0)
         if status == 0:
             return
@@ -51,7 +51,7 @@ def main() -> None:
         signal.pause()
 
 
-def work(journal: object, control: int, listener: int, *, first: bool) -> None:
+def work(journal: object, sockets: tuple[int, ...], *, first: bool) -> None:
     """Never returns."""
     from runtime.pager.journal import Journal
     from runtime.pager.worker import Worker
@@ -59,7 +59,7 @@ def work(journal: object, control: int, listener: int, *, first: bool) -> None:
     assert isinstance(journal, Journal)
     status = 1
     try:
-        worker = Worker(journal, control, listener)
+        worker = Worker(journal, *sockets)
         if not first:
             worker.take_over()
         worker.run()

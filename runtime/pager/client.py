@@ -8,16 +8,21 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from runtime.errors import SystemFault, TimedOut, from_os_error
+from runtime.pagecache.store import Owed, TaskPages
+from runtime.pager.worker import FETCHERS
 
 _PROGRAM = Path(__file__).with_name("__main__.py")
 SOCKET = "lazy-pages.socket"
 """In the work directory (`-W`, else `-D`) of `criu restore --lazy-pages`."""
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _MAX_ANSWER = 4096
 _STARTING = 30.0
 
@@ -28,12 +33,14 @@ class Status:
 
     dropped: pages for which the restored task has no memory that CRIU registered. Before the tasks run this must be 0:
     a range was hidden that CRIU doesn't restore lazily. Later a task may have given memory back.
+    awaited: how many of the faults had to wait for a page that was still to come.
     fork_events: False means that a forked child would get zeros: let nothing run before missing is 0.
     """
 
     tasks: int
     ended: int
     faults: int
+    awaited: int
     placed: int
     missing: int
     dropped: int
@@ -57,11 +64,16 @@ class Pager:
     ) -> None:
         with contextlib.ExitStack() as stack:
             listener = stack.enter_context(_listen(directory))
+            fetchers = stack.enter_context(_listen(directory, FETCHERS, kind=socket.SOCK_SEQPACKET))
             self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             stack.callback(theirs.close)
             undo = stack.enter_context(contextlib.ExitStack())
             undo.callback(self._control.close)
-            handed = (theirs.fileno(), listener.fileno())
+            own = (
+                os.open(directory, _DIRECTORY) if isinstance(directory, str) else os.dup(directory)
+            )
+            stack.callback(os.close, own)
+            handed = (theirs.fileno(), listener.fileno(), fetchers.fileno(), own)
             done = subprocess.run(
                 [sys.executable, "-I", "-S", str(_PROGRAM), *map(str, handed)],
                 stdin=subprocess.DEVNULL,
@@ -89,15 +101,16 @@ class Pager:
         """Leave it alone: it goes on if it has its orders, and ends if it hasn't."""
         self._control.close()
 
-    def pages(self, task: int, fd: int) -> None:
-        """The pages of a task are in this memfd (pagecache.TaskPages.fd); more may be written to it until complete().
+    def pages(self, task: int, pages: TaskPages) -> None:
+        """The pages of a task are in this memfd; more may be written to it until complete(), and what is owed after.
 
         Task: the process id as the container sees it. Raises RuntimeFault, as do all of these.
         """
-        self._ask({"op": "pages", "task": task}, fd)
+        fds = [pages.fd] if pages.owed is None else [pages.fd, pages.owed.fd]
+        self._ask({"op": "pages", "task": task}, fds)
 
     def complete(self) -> Status:
-        """All pages are in the memfds: answer faults from now on."""
+        """All pages are in the memfds, or noted as still to come: answer faults from now on."""
         return self._ask({"op": "complete"})
 
     def fill(self) -> Status:
@@ -116,9 +129,9 @@ class Pager:
             if status.done:
                 return status
 
-    def _ask(self, order: dict[str, object], fd: int | None = None) -> Status:
+    def _ask(self, order: dict[str, object], fds: Sequence[int] = ()) -> Status:
         try:
-            socket.send_fds(self._control, [json.dumps(order).encode()], [] if fd is None else [fd])
+            socket.send_fds(self._control, [json.dumps(order).encode()], list(fds))
         except BrokenPipeError:
             pass  # it has ended; its last word may be waiting for us
         except OSError as error:
@@ -141,22 +154,114 @@ class Pager:
         return Status(**{field.name: values[field.name] for field in fields(Status)})
 
 
-def _listen(directory: str | int) -> socket.socket:
+class Ended(SystemFault):
+    """The pager is gone although pages were still to come: the kernel gives its tasks zeros in their place."""
+
+
+class Upstream:
+    """The pager's connection to who fetches pages that are still to come: one at a time, a new one replaces it.
+
+    pages: by task, as the pager has them; the caller owns them. None from connect(): the pager has ended well, since
+    every page is in place.
+    """
+
+    def __init__(self, sock: socket.socket, directory: Path) -> None:
+        self._sock = sock
+        self._directory = directory
+        self._sending = threading.Lock()
+        self.pages: dict[int, TaskPages] = {}
+        while "tasks" not in self._hear(_STARTING):
+            pass
+
+    @classmethod
+    def connect(cls, directory: Path) -> Upstream | None:
+        """DIRECTORY: the restore's work directory. Raises Ended, TimedOut, SystemFault."""
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        own = os.open(directory, _DIRECTORY)
+        try:
+            sock.connect(f"/proc/self/fd/{own}/{FETCHERS}")
+            return cls(sock, directory)
+        except (OSError, Ended) as error:
+            sock.close()
+            if ended_well(directory):
+                return None
+            raise Ended(doing="reaching", target="the pager", why=str(error)) from error
+        finally:
+            os.close(own)
+
+    def close(self) -> None:
+        """The pager goes on with what it has; whoever needs more waits for the next."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+
+    def here(self, task: int, ranges: Sequence[tuple[int, int]]) -> None:
+        """These pages have come: place them, and wake who waits. From any thread. Raises Ended."""
+        word = json.dumps({"task": task, "here": list(ranges)}).encode()
+        try:
+            with self._sending:
+                self._sock.send(word)
+        except OSError as error:
+            raise self._gone() from error
+
+    def hear(self, timeout: float) -> dict[str, Any]:
+        """The next word: {"want": [task, address]}, or {"done": true, "faults": number}; {} if none came in time.
+
+        Raises Ended.
+        """
+        try:
+            return self._hear(timeout)
+        except TimedOut:
+            return {}
+        except Ended:
+            if ended_well(self._directory):
+                return {"done": True, "faults": 0}
+            raise
+
+    def _hear(self, timeout: float) -> dict[str, Any]:
+        self._sock.settimeout(timeout)
+        try:
+            data, fds, _, _ = socket.recv_fds(self._sock, _MAX_ANSWER, 2)
+        except TimeoutError:
+            raise TimedOut(
+                doing="waiting for", target="the pager", why=f"no word within {timeout:g} s"
+            ) from None
+        except OSError as error:
+            raise self._gone() from error
+        if not data:
+            raise self._gone()
+        word: dict[str, Any] = json.loads(data)
+        if fds:
+            self.pages[word["task"]] = TaskPages(fds[0], Owed(fds[1]))
+        return word
+
+    def _gone(self) -> Ended:
+        return Ended(doing="listening to", target="the pager", why="it has ended")
+
+
+def ended_well(directory: Path) -> bool:
+    """Whether the pager of this restore has done all that it had to do."""
+    return not (directory / FETCHERS).exists()
+
+
+def _listen(
+    directory: str | int, name: str = SOCKET, *, kind: int = socket.SOCK_STREAM
+) -> socket.socket:
     """Bound through a descriptor: the path may be longer than a socket's may."""
     own = (
         os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
         if isinstance(directory, str)
         else directory
     )
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener = socket.socket(socket.AF_UNIX, kind)
     try:
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(SOCKET, dir_fd=own)
-        listener.bind(f"/proc/self/fd/{own}/{SOCKET}")
+            os.unlink(name, dir_fd=own)
+        listener.bind(f"/proc/self/fd/{own}/{name}")
         listener.listen(1)
     except OSError as error:
         listener.close()
-        raise from_os_error(error, doing="listening on", target=SOCKET) from error
+        raise from_os_error(error, doing="listening on", target=name) from error
     finally:
         if isinstance(directory, str):
             os.close(own)

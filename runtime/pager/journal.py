@@ -35,6 +35,8 @@ class Kind(enum.IntEnum):
     FINISHED = 6  # CRIU has no more to say
     EVENT = 7  # a userfaultfd; its message
     ORPHANED = 8  # the starter has gone
+    OWED = 9  # a memfd that says which pages are still to come; task; comes before its PAGES
+    UPSTREAM = 10  # the connection of whoever fetches these
 
 
 class Full(Exception):

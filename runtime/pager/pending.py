@@ -55,6 +55,16 @@ class Pending:
         )
         return start, self._ends[index], self._shifts[index]
 
+    def within(self, start: int, end: int) -> tuple[int, int, int] | None:
+        """The first piece of a range between two addresses."""
+        index = max(bisect_right(self._starts, start) - 1, 0)
+        while index < len(self._starts) and self._starts[index] < end:
+            if self._ends[index] > start:
+                first, last = max(self._starts[index], start), min(self._ends[index], end)
+                return first, last, self._shifts[index]
+            index += 1
+        return None
+
     def find(self, address: int) -> tuple[int, int, int] | None:
         """From ADDRESS to the end of the range that holds it, if one does."""
         index = bisect_right(self._starts, address) - 1

@@ -16,6 +16,8 @@ FAULT = 64 << 10
 """Bytes placed at a fault, from the page that was touched on: its neighbours are likely to be next."""
 CHUNK = 256 << 10
 """Bytes placed at a time by the filling: 0.1 to 0.2 ms that a fault may have to wait. Larger ones are not faster."""
+_NOWHERE = 64 << 10
+"""vm.mmap_min_addr's usual value: the lowest address that could be somebody's; nothing of ours is there."""
 _WINDOW = 1 << 30
 """Source memory is contiguous up to a multiple of this, see TaskPages.address."""
 
@@ -39,6 +41,16 @@ class Task:
         """Bytes of pages for which there was no memory registered, although nobody said that it was given back."""
         self.again: list[int] = []
         """Faults that wait until an event has been read."""
+        self.waiting: list[int] = []
+        """Faults that wait for pages which are still to come."""
+        self.asked: set[int] = set()
+        """For which of them somebody was asked."""
+        self.arrived: list[tuple[int, int]] = []
+        """What has come and is to be placed next."""
+        self.starved = False
+        """All that is missing is still to come."""
+        self._skipped = 0
+        self._moved = False
         self._shared = False
         self._cursor = 0
         self._most = CHUNK
@@ -46,11 +58,50 @@ class Task:
     def begin(self, pages: TaskPages | None) -> None:
         """All its pages are in the cache now."""
         self.pages = pages
-        self.pending = Pending(pages.runs() if pages is not None else ())
+        self.pending = Pending(_runs(pages) if pages is not None else ())
 
     @property
     def done(self) -> bool:
         return self.ended or not self.pending
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is something that can be placed now, as far as we know."""
+        return not self.done and (not self.starved or bool(self.arrived))
+
+    def come(self, ranges: list[tuple[int, int]]) -> None:
+        """These pages are not to come any more: they are here."""
+        self.arrived += ranges
+        if self._moved:  # what came may be anywhere
+            self.look_again()
+
+    def look_again(self) -> None:
+        """More may have come than we were told."""
+        self.starved, self._skipped = False, 0
+
+    def look_whether_ended(self) -> None:
+        """For a task in which nothing can be placed now, which would tell."""
+        found = self.pending.first() if not self.ended else None
+        if found is not None and uffd.copy(self.fd, found[0], _NOWHERE, PAGE)[1] == errno.ESRCH:
+            self.ended = True
+
+    def drop_homeless(self) -> None:
+        """Before anything runs: what is still to come must have a place as well. Adds to `dropped` what hasn't.
+
+        A copy from where nothing is fails with EFAULT, but with ENOENT before that where nothing is registered.
+        """
+        ranges = self.pending.ranges() if self.pages is not None and self.pages.owed else []
+        while ranges:
+            start, end, _ = ranges.pop()
+            error = uffd.copy(self.fd, start, _NOWHERE, end - start)[1]
+            if error not in (errno.ENOENT, errno.EINVAL):
+                continue
+            if end - start == PAGE:
+                self.pending.remove(start, end)
+                self.dropped += PAGE
+            else:
+                half = start + (end - start) // PAGE // 2 * PAGE
+                ranges += [(start, half, 0), (half, end, 0)]
 
     def fault(self, address: int) -> None:
         """Place the page at ADDRESS and some behind it."""
@@ -61,8 +112,13 @@ class Task:
                 if not self._zero(address):
                     self.again.append(address)
                 return
+            start, end, shift = found
+            end = self._here(start, min(end, start + FAULT), shift)
+            if end == start:
+                self.waiting.append(address)
+                return
             placed = self.placed
-            if not self._place(*found, FAULT):
+            if not self._place(start, end, shift, FAULT):
                 self.again.append(address)
                 return
             if self.placed > placed:
@@ -83,8 +139,32 @@ class Task:
 
     def fill(self) -> bool:
         """Place one chunk of what is missing. False: not now, an event has to be read first."""
+        while self.arrived:
+            found = self.pending.within(*self.arrived[-1])
+            if found is None or self._here(found[0], found[1], found[2]) == found[0]:
+                self.arrived.pop()
+                continue
+            return self._place(found[0], self._here(*found), found[2], CHUNK)
         found = self.pending.first(self._cursor)
-        return found is None or self._place(*found, CHUNK)
+        if found is None or self.starved:
+            return True
+        start, end, shift = found
+        here = self._here(start, min(end, start + CHUNK), shift)
+        if here > start:
+            self._skipped = 0
+            return self._place(start, here, shift, CHUNK)
+        assert self.pages is not None and self.pages.owed is not None
+        self._cursor = self.pages.owed.first_here(start + shift, end + shift) - shift
+        self._skipped += self._cursor - start
+        if self._skipped >= self.pending.size:  # once around
+            self.starved, self._skipped = True, 0
+        return True
+
+    def _here(self, start: int, end: int, shift: int) -> int:
+        """Up to where the pages from START on have come, at most END."""
+        if self.pages is None or self.pages.owed is None:
+            return end
+        return self.pages.owed.first(start + shift, end + shift) - shift
 
     def _place(self, start: int, end: int, shift: int, most: int) -> bool:
         """Some of that range; False: not now. Raises OSError (no memory, for example): nothing has changed."""
@@ -133,10 +213,24 @@ class Task:
     def moved(self, source: int, target: int, length: int) -> None:
         """mremap."""
         self.pending.move(source, target, length)
+        self._moved = True
 
     def forked(self, fd: int) -> Task:
         """The child's: what was placed before is in its memory as well; the rest both need."""
         child = Task(self.number, fd)
-        child.pages, child.pending = self.pages, self.pending.copy()
+        child.pages, child.pending, child._moved = self.pages, self.pending.copy(), self._moved
         self._shared = child._shared = True
         return child
+
+
+def _runs(pages: TaskPages) -> list[tuple[int, int]]:
+    """What is here and what is still to come, as one."""
+    if pages.owed is None:
+        return list(pages.runs())
+    found: list[tuple[int, int]] = []
+    for start, end in sorted([*pages.runs(), *pages.owed.runs()]):
+        if found and start <= found[-1][1]:
+            found[-1] = (found[-1][0], max(end, found[-1][1]))
+        else:
+            found.append((start, end))
+    return found

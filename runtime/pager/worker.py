@@ -1,6 +1,7 @@
 """The pager's loop.
 
     orders      PAGES, COMPLETE, FILL, STATUS from the one who started us, over a socket that may close at any time
+    a fetcher   of pages that are still to come (lazy moves): hears which are waited for, tells which have come
     CRIU        one connection: per task its process id, then its userfaultfd; at the end "restore finished"
     tasks       faults, fork, mremap, munmap, madvise
     in between  filling, a chunk at a time
@@ -15,6 +16,7 @@ then nothing of what is being restored will ever run.
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import json
 import os
@@ -23,7 +25,7 @@ import socket
 import struct
 import time
 
-from runtime.pagecache.store import TaskPages
+from runtime.pagecache.store import Owed, TaskPages
 from runtime.pager import uffd
 from runtime.pager.journal import Journal, Kind
 from runtime.pager.task import PAGE, Task
@@ -34,16 +36,30 @@ _EVENTS_AT_ONCE = 64
 _PAUSE = 0.02
 """Seconds before something is tried again that failed for want of memory."""
 _MAX_ORDER = 4096
+_MAX_WORD = 1 << 18
+FETCHERS = "pager.socket"
+_LOOK = 500
+"""Milliseconds after which a task whose pages are all still to come is looked at: nobody tells when it dies."""
 
 
 class Worker:
-    """CONTROL: the starter's socket (SOCK_SEQPACKET); LISTENER: CRIU will connect to it."""
+    """CONTROL: the starter's socket (SOCK_SEQPACKET); LISTENER: CRIU will connect to it; FETCHERS: whoever fetches.
 
-    def __init__(self, journal: Journal, control: int, listener: int) -> None:
+    DIRECTORY: where both are bound; a FETCHERS that isn't there any more means that all ended well.
+    """
+
+    def __init__(
+        self, journal: Journal, control: int, listener: int, fetchers: int, directory: int
+    ) -> None:
         self._journal = journal
+        self._directory = directory
         # None of these is ever closed: a worker after us has to find the same descriptors.
         self._control = socket.socket(fileno=control)
         self._listener = socket.socket(fileno=listener)
+        self._fetchers = socket.socket(fileno=fetchers)
+        self._upstream: socket.socket | None = None
+        self._owed: dict[int, Owed] = {}
+        self.awaited = 0
         self._criu: socket.socket | None = None
         self._cache: dict[int, TaskPages] = {}
         self._tasks: dict[int, Task] = {}  # by userfaultfd
@@ -55,7 +71,7 @@ class Worker:
         self.fork_events = True
         self.trouble = ""
         self._poller = select.poll()
-        for fd in (control, listener):
+        for fd in (control, listener, fetchers):
             self._watch(fd)
 
     def _watch(self, fd: int) -> None:
@@ -76,7 +92,14 @@ class Worker:
 
     def _apply(self, kind: Kind, fd: int, number: int, message: bytes) -> None:
         if kind is Kind.PAGES:
-            self._cache[number] = TaskPages(fd)
+            self._cache[number] = TaskPages(fd, self._owed.get(number))
+        elif kind is Kind.OWED:
+            self._owed[number] = Owed(fd)
+        elif kind is Kind.UPSTREAM:
+            if self._upstream is not None:
+                self._forget_upstream()
+            self._upstream = socket.socket(fileno=fd)
+            self._watch(fd)
         elif kind is Kind.CONNECTED:
             self._criu = socket.socket(fileno=fd)
             self._watch(fd)
@@ -117,14 +140,24 @@ class Worker:
 
     def run(self) -> None:
         while not self._ended():
-            busy = self.complete and (self.filling or self.finished) and not self._all_filled()
+            may_fill = self.complete and (self.filling or self.finished)
+            busy = may_fill and any(task.busy for task in self._tasks.values())
             again = any(task.again for task in self._tasks.values())
-            for fd, _ in self._poller.poll(0 if busy else 5 if again else None):
+            starved = any(task.starved and not task.done for task in self._tasks.values())
+            wait = 0 if busy else 5 if again else _LOOK if starved else None
+            ready = self._poller.poll(wait)
+            for fd, _ in ready:
                 self._ready(fd)
+            if starved and not ready:
+                for task in self._tasks.values():
+                    task.look_whether_ended()
             self._settle_held()
             if busy:
                 self._fill_some()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(FETCHERS, dir_fd=self._directory)
         self._say_status(done=True)
+        self._tell_upstream({"done": True, "faults": self.awaited})
 
     def _ended(self) -> bool:
         if not self.complete:
@@ -147,12 +180,18 @@ class Worker:
             self._record(Kind.CONNECTED, connection.detach())
         elif self._criu is not None and fd == self._criu.fileno():
             self._hear_criu(self._criu)
+        elif fd == self._fetchers.fileno():
+            connection, _ = self._fetchers.accept()
+            self._record(Kind.UPSTREAM, connection.detach())
+            self._greet_upstream()
+        elif self._upstream is not None and fd == self._upstream.fileno():
+            self._hear_upstream(self._upstream)
 
     def _fill_some(self) -> None:
         """A chunk for each task that needs one."""
         waiting = True
         for task in list(self._tasks.values()):
-            if task.done:
+            if not task.busy:
                 continue
             try:
                 waiting &= not task.fill()
@@ -183,18 +222,23 @@ class Worker:
             else:
                 self._journal.keep_event()
                 self._event(task, message)
+                task.again += task.waiting  # it may be something else now
+                task.waiting = []
         if task.again:
             again, task.again = task.again, []
             for address in again:
-                self._fault(task, address)
+                self._fault(task, address, first=False)
 
-    def _fault(self, task: Task, address: int) -> None:
-        task.faults += 1
+    def _fault(self, task: Task, address: int, *, first: bool = True) -> None:
+        task.faults += first
         if not self.complete:
             self._held.append((task, address))
             return
+        waiting = len(task.waiting)
         try:
             task.fault(address)
+            if len(task.waiting) > waiting:
+                self._want(task)
         except OSError as error:
             self._in_trouble(error)
             task.again.append(address & ~(PAGE - 1))
@@ -205,12 +249,69 @@ class Worker:
             return
         held, self._held = self._held, []
         for task, address in held:
-            self._fault(task, address)
+            self._fault(task, address, first=False)
         for task in list(self._tasks.values()):
             if task.again:
                 again, task.again = task.again, []
                 for address in again:
-                    self._fault(task, address)
+                    self._fault(task, address, first=False)
+
+    # ---- who fetches what is still to come
+
+    def _want(self, task: Task) -> None:
+        """The last fault of TASK waits for a page of the other host. Nobody there to ask: asked when somebody comes."""
+        address = task.waiting[-1]
+        found = task.pending.find(address)
+        if found is not None and address not in task.asked:
+            self.awaited += 1
+            task.asked.add(address)
+            self._tell_upstream({"want": [task.number, address + found[2]]})
+
+    def _greet_upstream(self) -> None:
+        """Somebody new: all the pages that we have, what is still to come, and (again) who waits."""
+        for number, pages in self._cache.items():
+            if pages.owed is not None:
+                self._tell_upstream({"task": number}, [pages.fd, pages.owed.fd])
+        self._tell_upstream({"tasks": True})
+        for task in self._tasks.values():
+            task.look_again()
+            self.awaited -= len(task.asked)  # they are asked for once more
+            task.asked.clear()
+            task.again += task.waiting
+            task.waiting = []
+
+    def _tell_upstream(self, word: dict[str, object], fds: list[int] | None = None) -> None:
+        if self._upstream is None:
+            return
+        try:
+            socket.send_fds(self._upstream, [json.dumps(word).encode()], fds or [])
+        except OSError:
+            self._forget_upstream()  # another will come, and be told all
+
+    def _hear_upstream(self, upstream: socket.socket) -> None:
+        try:
+            data = upstream.recv(_MAX_WORD)
+        except OSError:
+            data = b""
+        if not data:
+            self._forget_upstream()
+            return
+        word = json.loads(data)
+        for task in self._tasks.values():
+            if task.number == word["task"]:
+                task.come([(start, end) for start, end in word["here"]])
+                task.again += task.waiting
+                task.waiting = []
+
+    def _forget_upstream(self) -> None:
+        assert self._upstream is not None
+        with contextlib.suppress(KeyError):
+            self._poller.unregister(self._upstream)
+        with contextlib.suppress(OSError):
+            # The descriptor itself is the keeper's as well: it stays.
+            self._upstream.shutdown(socket.SHUT_RDWR)
+        self._upstream.detach()
+        self._upstream = None
 
     # ---- CRIU
 
@@ -233,7 +334,7 @@ class Worker:
 
     def _order(self) -> None:
         try:
-            data, fds, _, _ = socket.recv_fds(self._control, _MAX_ORDER, 1)
+            data, fds, _, _ = socket.recv_fds(self._control, _MAX_ORDER, 2)
         except OSError:
             data, fds = b"", []
         if not data:
@@ -241,10 +342,14 @@ class Worker:
             return
         order = json.loads(data)
         if order["op"] == "pages":
+            if len(fds) > 1:
+                self._record(Kind.OWED, fds[1], order["task"])
             self._record(Kind.PAGES, fds[0], order["task"])
         elif order["op"] == "complete":
             self._record(Kind.COMPLETE)
         elif order["op"] == "fill":
+            for task in self._tasks.values():
+                task.drop_homeless()
             self._record(Kind.FILL)
         self._say_status()
 
@@ -256,6 +361,7 @@ class Worker:
             "tasks": len(tasks),
             "ended": sum(task.ended for task in tasks),
             "faults": sum(task.faults for task in tasks),
+            "awaited": self.awaited,
             "placed": sum(task.placed for task in tasks),
             "missing": sum(task.pending.size for task in tasks if not task.ended),
             "dropped": sum(task.dropped for task in tasks if not task.ended),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
 import zstandard
 from blake3 import blake3
@@ -25,11 +26,26 @@ MAX_TASKS = 1 << 15
 
 
 class PageReceiver:
-    """Reads page records from FD, which it doesn't close, into STORE. digest: as the sender has it."""
+    """Reads page records from FD, which it doesn't close, into STORE. digest: as the sender has it.
 
-    def __init__(self, fd: int, store: PageStore, *, digest: bool = True) -> None:
+    on_pages: called with a task and ranges that were owed before and have come. patience: seconds in which nothing may
+    come. over: set from any thread, ends the waiting.
+    """
+
+    def __init__(
+        self,
+        fd: int,
+        store: PageStore,
+        *,
+        digest: bool = True,
+        on_pages: Callable[[int, list[wire.Range]], None] = lambda task, runs: None,
+        patience: float = STALL,
+    ) -> None:
+        self.over = False
+        self._patience = patience
         self._fd = fd
         self._store = store
+        self._on_pages = on_pages
         self._hasher = blake3() if digest else None
         self._unpack = zstandard.ZstdDecompressor()
         self.counts = Counts()
@@ -74,16 +90,24 @@ class PageReceiver:
             return
         runs = wire.parse_extents(entries)
         count = sum(end - start for start, end in runs) // PAGE
+        pages = self._store[head.task]
+        if head.kind is Kind.OWED:
+            for start, end in runs:
+                pages.owe(start, end)
+            return
         if head.kind is Kind.PAGES:
             self._pages(head, runs, count)
-            return
-        pages = self._store[head.task]
-        for start, end in runs:
-            pages.forget(start, end)
-        if head.kind is Kind.ZEROS:
-            self.counts.zeros += count
         else:
-            self.counts.gone += count
+            for start, end in runs:
+                pages.forget(start, end)
+            if head.kind is Kind.ZEROS:
+                self.counts.zeros += count
+            else:
+                self.counts.gone += count
+        if pages.owed is not None:
+            for start, end in runs:
+                pages.arrived(start, end)
+            self._on_pages(head.task, runs)
 
     def _pages(self, head: Head, runs: Sequence[wire.Range], count: int) -> None:
         size = count * PAGE
@@ -93,20 +117,27 @@ class PageReceiver:
         pages = self._store[head.task]
         places = [view for start, end in runs for view in pages.views(start, end)]
         self.counts.pages += count
-        if head.encoding is Encoding.PLAIN:
+        if head.encoding is Encoding.PLAIN and pages.owed is None:
             self._read_into(places)
             return
-        try:
-            plain = self._unpack.decompress(self._read(head.payload), max_output_size=size)
-        except zstandard.ZstdError as error:
-            raise _bad(f"undecodable pages ({error})") from None
-        if len(plain) != size:
-            raise _bad(f"{len(plain)} bytes for {count} pages")
+        plain = self._read(head.payload)
+        if head.encoding is not Encoding.PLAIN:
+            plain = self._unpacked(plain, size)
+        # What was owed may come twice, and has been given away by then: it must not be hashed where it belongs.
         at = 0
         source = memoryview(plain)
         for place in places:
             place[:] = source[at : at + len(place)]
             at += len(place)
+
+    def _unpacked(self, packed: bytes, size: int) -> bytes:
+        try:
+            plain = self._unpack.decompress(packed, max_output_size=size)
+        except zstandard.ZstdError as error:
+            raise _bad(f"undecodable pages ({error})") from None
+        if len(plain) != size:
+            raise _bad(f"{len(plain)} bytes for {size // PAGE} pages")
+        return plain
 
     def _same(self, task: int, entries: bytes) -> None:
         """Neighbours are written together: one call for each range of places, from wherever their equals lie."""
@@ -172,10 +203,13 @@ class PageReceiver:
     def _wait(self) -> None:
         poller = select.poll()
         poller.register(self._fd, select.POLLIN)
-        if not poller.poll(STALL * 1000):
-            raise TimedOut(
-                doing="receiving", target="pages", why=f"nothing came for {STALL:g} s", retry=True
-            )
+        until = time.monotonic() + self._patience
+        while not poller.poll(1000):
+            if self.over or time.monotonic() > until:
+                raise TimedOut(
+                    doing="receiving", target="pages",
+                    why=f"nothing came for {self._patience:g} s", retry=True,
+                )  # fmt: skip
 
 
 def _bad(what: str) -> RuntimeFault:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 import zstandard
 from blake3 import blake3
 
-from runtime.errors import RuntimeFault, SystemFault, TimedOut, from_os_error
+from runtime.errors import NotFound, RuntimeFault, SystemFault, TimedOut, from_os_error
 from runtime.memory_calls import IOV_MAX
 from runtime.pagesource import wire
 from runtime.pagesource.compress import Chooser
@@ -95,11 +95,19 @@ class PageSender:
     # ---- what can be sent
 
     def send(
-        self, task: int, reader: TaskReader, runs: Iterable[Range], *, quick: bool = False
+        self,
+        task: int,
+        reader: TaskReader,
+        runs: Iterable[Range],
+        *,
+        quick: bool = False,
+        whole: bool = False,
     ) -> int:
         """The pages of RUNS as they are now. Returns how many there were; those not mapped any more are told as gone.
 
-        quick: don't look for duplicates (for the frozen window, whose pages were all sent before).
+        quick: don't look for duplicates (for the frozen window, whose pages were all sent before; and when the
+        destination gives pages away as they come, so that there is nothing to refer to).
+        whole: the task is known to have every page of RUNS; one that can't be read is a task that ended.
 
         Raises NotFound when the task has ended, TimedOut or another RuntimeFault when the lane fails.
         """
@@ -111,6 +119,12 @@ class PageSender:
             except BaseException:
                 self._free.put(buffer)
                 raise
+            if gone and whole:
+                self._free.put(buffer)
+                raise NotFound(
+                    doing="reading the memory of", target=f"process {reader.pid}",
+                    why=f"{gone[0][0]:#x} is not there any more",
+                )  # fmt: skip
             if gone:
                 self.gone(task, gone)
             self._send_batch(task, read, buffer, quick)
@@ -122,6 +136,10 @@ class PageSender:
         self._condenser.forget(task, runs)
         self.counts.gone += sum(end - start for start, end in runs) // PAGE
         self._extents(Kind.GONE, task, runs)
+
+    def owe(self, task: int, runs: Sequence[Range]) -> None:
+        """Pages of RUNS will be sent later, when the receiver asks for them."""
+        self._extents(Kind.OWED, task, runs)
 
     def ended(self, task: int) -> None:
         """The task has gone with all its pages."""

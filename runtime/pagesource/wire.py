@@ -8,6 +8,7 @@
     GONE     entries: extents; these pages are not mapped any more, or not ours to carry any more
     SAME     entries: extent, address, task; these pages are equal to those, as last told by an earlier record
     ENDED    no entries: the task has gone with all its pages
+    OWED     entries: extents; these pages will come later, when they are asked for (lazy moves)
     MARK     no entries; payload: counts of all records so far and their digest
 
     extent   u64: address of the first page, with (pages - 1) in its lower 12 bits
@@ -46,6 +47,7 @@ class Kind(enum.IntEnum):
     SAME = 4
     ENDED = 5
     MARK = 6
+    OWED = 7
 
 
 class Encoding(enum.IntEnum):

@@ -83,7 +83,7 @@ class World:
                 start = BASE + page * PAGE
                 store[5].views(start, start + PAGE)[0][:] = content(page)
         self.store = store
-        self.pager.pages(5, store[5].fd)
+        self.pager.pages(5, store[5])
         self.task = Task(program, folder)
         stack.callback(self.task.close)
 

@@ -174,7 +174,8 @@ class World:
         found += [str(path) for path in _below(paths.journals)]
         found += [str(path) for path in paths.layers.glob(".draft-*")]
         for parent in [*_CGROUP.glob(f"ckpt*/{paths.tag}"), *_CGROUP.glob(f"*/ckpt*/{paths.tag}")]:
-            found += [str(path) for path in parent.iterdir() if path.is_dir()]
+            with contextlib.suppress(FileNotFoundError):  # going away right now
+                found += [str(path) for path in parent.iterdir() if path.is_dir()]
         links = host.run(["ip", "-o", "link"]).stdout.splitlines()
         found += [line for line in links if line.split(": ")[1].startswith("ck")]
         found += self.processes(host)

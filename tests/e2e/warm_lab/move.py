@@ -215,7 +215,7 @@ def moved(
             )
             peak = store.size
             for task in tasks:
-                pager.pages(task, store[task].fd)
+                pager.pages(task, store[task])
             pager.complete()
             before_run(pager)
             for name in images.infos():
