@@ -49,7 +49,7 @@ from runtime.criu.dump import Dumper, Lazy
 from runtime.criu.failures import CriuFault
 from runtime.criu.page_server import PageServer
 from runtime.criu.watches import watched_paths
-from runtime.errors import Conflict, RuntimeFault, SystemFault
+from runtime.errors import Conflict, NotFound, RuntimeFault, SystemFault
 from runtime.network.config import NetworkConfig
 from runtime.tree import shared_writable
 from runtime.veil.veil import Veil
@@ -119,7 +119,10 @@ class Departure:
             self._dumper.__exit__(kind, error, trace)
             self._veils.close()
             if self._dumper.killed and self.network.kind != "host":
-                aftermath.release(self.host.cgroup(self.container).pids())
+                with contextlib.suppress(
+                    NotFound
+                ):  # it was dumped all the same, and is gone from here
+                    aftermath.release(self.host.cgroup(self.container).pids())
         if isinstance(error, CriuFault):
             # The container's volatile directory goes with it; what CRIU said about it stays.
             error.log = self.host.keep_log(error.log, f"{self.container.record.name}-dump")

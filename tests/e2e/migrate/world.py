@@ -102,8 +102,7 @@ class World:
         eventually("the program is ready", lambda: "ready" in self.a.ckpt("logs", name))
 
     def connect(self) -> Client:
-        # Of an earlier test's container, which had the same address.
-        self.lab["c"].run(["ip", "neigh", "flush", "all"])
+        # An earlier test's container had the same address with another MAC: a start announces its own.
         client = Client(self.lab, self.lab.container_address()[0].split("/")[0])
         self._clients.append(client)
         client.beat()
