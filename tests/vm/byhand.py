@@ -22,7 +22,7 @@ from pathlib import Path
 from tests.vm.cargo import cargo, checkout_files
 from tests.vm.guest import Guest, GuestError
 from tests.vm.image import CannotBuild, Image, image
-from tests.vm.installed import HOME, READY, Installed, installed
+from tests.vm.installed import HOME, ready
 from tests.vm.segment import Segment
 from tests.vm.settings import CACHE, DEFAULT_SUITE, GUESTS, REPO
 
@@ -49,11 +49,9 @@ def _up(name: str, suite: str, init: str, *, bare: bool) -> None:
         made, base = image(suite), None
         freight = cargo(made.info["python"])
     else:
-        # READY: what another run has made, when the checkout goes on changing.
-        ready = (
-            Installed(Path(os.environ[READY])) if READY in os.environ else installed(suite, NAME)
-        )
-        made, base, freight = ready.image, ready.disk, ready.cargo
+        # What another run has made will do, when the checkout goes on changing.
+        disk = ready(suite, NAME)
+        made, base, freight = disk.image, disk.disk, disk.cargo
     (PLACE / name).mkdir(parents=True, exist_ok=True)
     words = {"image": made.folder, "base": base or "", "init": init, "cargo": freight}
     described = json.dumps({key: str(value) for key, value in words.items()})

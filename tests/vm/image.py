@@ -185,6 +185,16 @@ class _Builder:
         command = ["unshare", "--mount", "sh", "-c", script, str(self.root), *argv]
         self.call(*command, shell_env={**self._proxies(), **_CHROOT_ENV})
 
+    def as_root_of_all(self, *argv: str) -> None:
+        """As `inside`, with devices and cgroups, and the tree as the root mount: CRIU's own check looks at those."""
+        script = (
+            'cd "$0" && mount --bind . . && cd "$0" && mount -t proc proc proc && mount --rbind /dev dev'
+            " && mount -t sysfs sysfs sys && mount --rbind /sys/fs/cgroup sys/fs/cgroup"
+            ' && pivot_root . mnt && umount -l mnt && exec chroot . "$@"'
+        )
+        command = ["unshare", "--mount", "sh", "-c", script, str(self.root), *argv]
+        self.call(*command, shell_env={**self._proxies(), **_CHROOT_ENV})
+
     @staticmethod
     def _proxies() -> dict[str, str]:
         return {k: v for k, v in os.environ.items() if k.lower().endswith("_proxy")}
@@ -225,7 +235,7 @@ class _Builder:
         """What `make install` does where the distribution's CRIU is too old; guests have no mirror."""
         self.write("/tmp/setup-criu", mirror.SETUP_CRIU.read_text(), 0o755)
         # It looks for a source that serves its own release: that of the machine may say "stable".
-        self.inside("python3", "/tmp/setup-criu")
+        self.as_root_of_all("python3", "/tmp/setup-criu")
         (self.root / "tmp/setup-criu").unlink()
 
     # --- the lab's own --------------------------------------------------------------------------

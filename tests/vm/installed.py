@@ -75,6 +75,14 @@ def installed(suite: str, run_name: str) -> Installed:
     return Installed(folder)
 
 
+def ready(suite: str, run_name: str) -> Installed:
+    """What READY names for SUITE, however old, else what `installed` makes."""
+    for folder in filter(None, os.environ.get(READY, "").split(":")):
+        if (made := Installed(Path(folder))).image.info["suite"] == suite:
+            return made
+    return installed(suite, run_name)
+
+
 def commands() -> list[str]:
     """The way that the documentation recommends, less what a fresh guest has no use for: sudo, and the clone,
     since the checkout is there already."""

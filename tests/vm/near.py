@@ -46,10 +46,13 @@ class Near:
             "CKPT_KNOWN_HOSTS": str(self._login.known_hosts),
         }
 
-    def up(self) -> None:
+    def up(self, *, serve: bool = True) -> None:
+        """SERVE: an sshd, too, and something to run."""
         self.directory.mkdir(parents=True, mode=0o711)
         self.root.mkdir(mode=0o711)
         self._login.make_for(self.address)
+        if not serve:
+            return
         self._server = self._login.serve("near", self.segment.namespace, self.environment())
         programs = Path(self.rootfs, "bin")
         programs.mkdir(parents=True)

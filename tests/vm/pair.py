@@ -12,8 +12,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from tests.vm.cargo import CHECKOUT
 from tests.vm.guest import Guest, GuestError
-from tests.vm.installed import HOME, Installed
+from tests.vm.installed import Installed
 from tests.vm.segment import Segment
 
 ROOTFS = "/root/rootfs"
@@ -25,7 +26,7 @@ _MAKE_ROOTFS = f"""
 mkdir -p {ROOTFS}/bin {ROOTFS}/tmp {ROOTFS}/etc {ROOTFS}/proc {ROOTFS}/sys {ROOTFS}/dev
 cp /usr/bin/busybox {ROOTFS}/bin/
 for name in $(busybox --list); do [ $name = busybox ] || ln -sf busybox {ROOTFS}/bin/$name; done
-gcc -O2 -static -o {ROOTFS}/bin/ticker {HOME}/tests/e2e/migrate/ticker.c
+gcc -O2 -static -o {ROOTFS}/bin/ticker {CHECKOUT}/tests/e2e/migrate/ticker.c
 """
 
 

@@ -3,6 +3,7 @@
     python -m tests.vm.pairs trixie bookworm              two guests
     python -m tests.vm.pairs trixie:Nehalem near          a guest with another processor, and this machine
     python -m tests.vm.pairs --modes cold trixie trixie
+    python -m tests.vm.pairs --set-up bookworm trixie     ckpt comes by `ckpt host setup` from this machine
 
 Each time a container with a connected client is to move. What is allowed is two things: it moved, and the connection,
 the program's memory and its count went along; or it was refused before anything was touched, for a reason that
@@ -22,9 +23,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+from tests.vm.cargo import cargo
 from tests.vm.guest import Guest
-from tests.vm.image import CannotBuild, keys
-from tests.vm.installed import installed
+from tests.vm.image import CannotBuild, image, keys
+from tests.vm.installed import ready
 from tests.vm.near import Near
 from tests.vm.pair import ROOTFS, Client, make_ready, states
 from tests.vm.run import why_not
@@ -91,7 +93,9 @@ def attempt(segment: Segment, source: Host, destination: Host, mode: str) -> str
 class World:
     """The two hosts of a run."""
 
-    def __init__(self, words: list[str]) -> None:
+    def __init__(self, words: list[str], *, set_up: bool) -> None:
+        """SET_UP: guests begin with Debian alone."""
+        self._set_up = set_up
         self.segment = Segment(f"ckpt-vmp{os.getpid()}")
         self.folder = Path(f"/var/tmp/ckpt-vmp{os.getpid()}")
         self._stack = ExitStack()
@@ -101,13 +105,17 @@ class World:
                 self.hosts.append(Near(self.segment, self.folder / "near"))
                 continue
             suite, _, cpu = word.partition(":")
-            ready = installed(suite, self.segment.name)
+            model = f"{cpu},-cx16" if cpu else CPU  # settings.py says why
+            if set_up:
+                made = image(suite)
+                base, freight = None, cargo(made.info["python"])
+            else:
+                disk = ready(suite, self.segment.name)
+                made, base, freight = disk.image, disk.disk, disk.cargo
+            folder = self.folder / letter
             self.hosts.append(
-                Guest(
-                    letter, ready.image, self.segment, self.folder / letter,
-                    base=ready.disk, cargo=ready.cargo, cpu=cpu or CPU,
-                )
-            )  # fmt: skip
+                Guest(letter, made, self.segment, folder, base=base, cargo=freight, cpu=model)
+            )
 
     def __enter__(self) -> World:
         self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
@@ -124,6 +132,8 @@ class World:
                     host.up()
             with ThreadPoolExecutor(2) as both:
                 list(both.map(make_ready, guests))
+            if self._set_up:
+                self._install(guests)
             # The one host key of the lab, at the near end too.
             key = (keys() / "host.pub").read_text().split()[:2]
             for guest in guests:
@@ -133,6 +143,14 @@ class World:
             raise
         return self
 
+    def _install(self, guests: list[Guest]) -> None:
+        near = Near(self.segment, self.folder / "installer")
+        self._stack.callback(near.close)
+        near.up(serve=False)
+        for guest in guests:
+            near.run(f"ckpt host add {guest.name} root@{guest.address}")
+            log.info("%s", near.text(f"ckpt host setup {guest.name}", timeout=1500))
+
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
@@ -141,6 +159,7 @@ def main(words: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     parser = argparse.ArgumentParser(prog="tests.vm.pairs")
     parser.add_argument("--modes", default="cold,warm")
+    parser.add_argument("--set-up", action="store_true")
     parser.add_argument("hosts", nargs=2, metavar="SUITE[:CPU]|near")
     given = parser.parse_args(words)
     if reason := why_not():
@@ -148,7 +167,7 @@ def main(words: list[str]) -> int:
         return 1
     failed = 0
     try:
-        with World(given.hosts) as world:
+        with World(given.hosts, set_up=given.set_up) as world:
             described = {host.name: describe(host) for host in world.hosts}
             first, second = world.hosts
             for source, destination in ((first, second), (second, first)):

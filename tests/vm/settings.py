@@ -30,7 +30,7 @@ GUESTS = {"a": 11, "b": 12}
 # Mitigations and probing for hardware that isn't there only cost time under emulation.
 KERNEL_ARGUMENTS = (
     "console=ttyS0 quiet loglevel=4 panic=-1 mitigations=off random.trust_cpu=on no_timer_check"
-    " nowatchdog audit=0 net.ifnames=0 root=/dev/vda rw"
+    " nowatchdog audit=0 net.ifnames=0 root=/dev/vda rw systemd.getty_auto=0"
 )
 
 _LAB = [

@@ -1,7 +1,8 @@
 """`make test-vm-smoke`: the shortest proof that ckpt works on stock Debian, in a few minutes.
 
-Two guests with nothing of ours. In one, ckpt is installed as the documentation says; it sets the other up over SSH; a
-container with a connected client moves there cold and back warm. Nothing of an earlier run is used but Debian's image.
+Two guests with nothing of ours. In one, ckpt is installed as the documentation says; meanwhile this machine sets the
+other up over SSH, with its own CRIU and with libraries for another Python. Then containers with a connected client move
+from the one to the other, cold and warm. Nothing of an earlier run is used but Debian's image.
 
 Where guests can't be had it says why and is content: exit status 0, unless CKPT_VM_REQUIRED=1. SUITE as for test-vm.
 """
@@ -12,6 +13,7 @@ import logging
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +24,7 @@ from tests.vm.cargo import CHECKOUT, PIP, cargo
 from tests.vm.guest import Guest, GuestError
 from tests.vm.image import CannotBuild, image
 from tests.vm.installed import HOME, commands
+from tests.vm.near import Near
 from tests.vm.pair import ROOTFS, Client, make_rootfs, states
 from tests.vm.run import why_not
 from tests.vm.segment import Segment
@@ -38,44 +41,53 @@ def step(what: str) -> None:
 
 def install(guest: Guest) -> None:
     """docs/install.md, word for word, with a directory of wheels in place of PyPI."""
+    guest.wait()
+    step(f"{guest.name}: up, Debian {guest.image.info['suite']}, {guest.image.info['kernel']}")
     environment = " ".join(f"{key}={shlex.quote(value)}" for key, value in PIP.items())
     guest.run(f"cp -r {CHECKOUT} {HOME}")
     for line in commands():
-        guest.run(f"cd {HOME} && export {environment} && {line}", timeout=900)
+        guest.run(f"cd {HOME} && export {environment} && {line}", timeout=1500)
         step(f"{guest.name}: {line}")
+    make_rootfs(guest)
+
+
+def set_up(guest: Guest, near: Near) -> None:
+    """From here, over SSH."""
+    near.up(serve=False)
+    guest.wait()
+    near.run(f"ckpt host add {guest.name} root@{guest.address}")
+    said = near.text(f"ckpt host setup {guest.name}", timeout=1500)
+    step(f"{guest.name}: ckpt host setup; {said.splitlines()[-1]}")
 
 
 def move(source: Guest, destination: Guest, mode: str) -> None:
-    said = source.text(f"ckpt migrate mover {destination.name} --mode {mode}", timeout=400)
-    step(f"{source.name} → {destination.name} {mode}: {said.splitlines()[-2]}")
-    there, left = states(destination), states(source)
-    if there != {"mover": "running"} or left:
-        raise AssertionError(f"{destination.name} has {there}, {source.name} {left}")
+    """A container of its own, with a client that stays connected."""
+    flags = f"--network l2=br0,ip={ADDRESS}/24 {ROOTFS}"
+    source.run(f"ckpt run -d --name {mode} {flags} -- ticker -m 16 -p 7000")
+    while "ready" not in source.text("ckpt", "logs", mode):
+        time.sleep(0.2)
+    client = Client(source.segment, ADDRESS, 7000)
+    try:
+        said = source.text(f"ckpt migrate {mode} {destination.name} --mode {mode}", timeout=600)
+        there, left = states(destination), states(source)
+        if there != {mode: "running"} or left:
+            raise AssertionError(f"{destination.name} has {there}, {source.name} {left}")
+        exchanged = client.stop()["exchanged"]
+    finally:
+        client.kill()
+    (summary,) = (line for line in said.splitlines() if " runs at " in line)
+    step(f"{summary}; its client: {exchanged} lines on one connection, none lost")
+    destination.run(f"ckpt rm -f {mode}")
 
 
-def smoke(a: Guest, b: Guest, segment: Segment) -> None:
+def smoke(a: Guest, b: Guest, near: Near) -> None:
     for guest in (a, b):
         guest.start()
     with ThreadPoolExecutor(2) as both:
-        list(both.map(lambda guest: guest.wait(), (a, b)))
-    step(f"up: Debian {a.image.info['suite']}, Linux {a.image.info['kernel']}")
-    install(a)
-    a.run("ckpt host add b root@b")
-    a.run("ckpt host setup b", timeout=600)
-    b.run("ckpt host add a root@a")
-    step("a has set b up over SSH")
-    make_rootfs(a)
-    a.run(f"ckpt run -d --name mover --network l2=br0,ip={ADDRESS}/24 {ROOTFS} -- ticker -p 7000")
-    while "ready" not in a.text("ckpt logs mover"):
-        time.sleep(0.2)
-    client = Client(segment, ADDRESS, 7000)
-    try:
-        move(a, b, "cold")
-        move(b, a, "warm")
-        said = client.stop()
-    finally:
-        client.kill()
-    step(f"one connection, {said['exchanged']} lines, none lost")
+        for ready in (both.submit(install, a), both.submit(set_up, b, near)):
+            ready.result()
+    for mode in ("cold", "warm"):
+        move(a, b, mode)
     if bad := [*a.complaints(), *b.complaints()]:
         raise AssertionError(f"a kernel complains: {bad[0]}")
 
@@ -96,8 +108,11 @@ def main() -> int:
     name = f"ckpt-vms{os.getpid()}"
     segment, folder = Segment(name), Path("/var/tmp") / name
     a, b = (Guest(letter, made, segment, folder / letter, cargo=freight) for letter in "ab")
+    near = Near(segment, folder / "near")
+    # As after Ctrl-C: nothing stays.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        smoke(a, b, segment)
+        smoke(a, b, near)
     except (AssertionError, GuestError, subprocess.SubprocessError) as error:
         notes = "\n".join(getattr(error, "__notes__", ()))
         print(f"test-vm-smoke: FAILED: {error}\n{notes}", file=sys.stderr)
@@ -111,6 +126,7 @@ def main() -> int:
     finally:
         for guest in (a, b):
             guest.cut_power()
+        near.close()
         segment.down()
         shutil.rmtree(folder, ignore_errors=True)
     step("done")
