@@ -355,7 +355,8 @@ class Migration:
         self._facts = source_facts(self.host, self.container, pids)
         self.report.findings = source_findings(self.host, self.container, pids)
         use = MemoryUse(self._facts["memory"], self._facts["forked"])
-        self._choose(why_not_warm_there(self.host) or self._why_not_apart(use))
+        if self.report.mode == "warm":  # looking compiles something, the first time
+            self._choose(why_not_warm_there(self.host) or self._why_not_apart(use))
         if self.report.findings:
             raise self._refusal()
         if self.report.mode != "cold":
