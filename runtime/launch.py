@@ -300,7 +300,8 @@ def _mounts(
             externals[key] = {
                 "kind": "bind",
                 "source": str(source),
-                "flags": 0,
+                # As they are on the strictest host: no other could take them away after a move.
+                "flags": syscalls.MS_NOSUID | syscalls.MS_NODEV | syscalls.MS_NOEXEC,
                 "idmap": bool(container.record.id_base),
                 "recursive": False,
             }

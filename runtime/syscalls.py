@@ -78,6 +78,7 @@ MOUNT_ATTR_NODEV = 0x4
 MOUNT_ATTR_NOEXEC = 0x8
 MOUNT_ATTR_NOATIME = 0x10
 MOUNT_ATTR_STRICTATIME = 0x20
+MOUNT_ATTR__ATIME = 0x70
 MOUNT_ATTR_NODIRATIME = 0x80
 MOUNT_ATTR_IDMAP = 0x100000
 
@@ -207,9 +208,11 @@ def fsmount(fd: int, attributes: int) -> int:
     )
 
 
-def mount_setattr(fd: int, attr_set: int, *, userns_fd: int = 0, recursive: bool = False) -> None:
+def mount_setattr(
+    fd: int, attr_set: int, *, attr_clr: int = 0, userns_fd: int = 0, recursive: bool = False
+) -> None:
     """mount_setattr(2) on a mount descriptor; struct mount_attr is four u64."""
-    attr = struct.pack("=4Q", attr_set, 0, 0, userns_fd)
+    attr = struct.pack("=4Q", attr_set, attr_clr, 0, userns_fd)
     flags = AT_EMPTY_PATH | (AT_RECURSIVE if recursive else 0)
     _syscall(
         NR_MOUNT_SETATTR,

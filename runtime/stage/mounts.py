@@ -31,7 +31,13 @@ _ATTRIBUTES = (
     (sc.MS_NOSUID, sc.MOUNT_ATTR_NOSUID),
     (sc.MS_NODEV, sc.MOUNT_ATTR_NODEV),
     (sc.MS_NOEXEC, sc.MOUNT_ATTR_NOEXEC),
+    (sc.MS_STRICTATIME, sc.MOUNT_ATTR_STRICTATIME),
+    (sc.MS_NOATIME, sc.MOUNT_ATTR_NOATIME),
+    (sc.MS_NODIRATIME, sc.MOUNT_ATTR_NODIRATIME),
 )
+# relatime unless the container's spec says otherwise, whatever the host's own file system has: in a user namespace
+# nobody can change it any more, so a container from a host with noatime couldn't be restored on one without.
+_HOSTS_OWN = sc.MOUNT_ATTR__ATIME | sc.MOUNT_ATTR_NODIRATIME
 
 
 def assemble(plan: dict[str, Any], userns: int | None) -> str:
@@ -85,11 +91,13 @@ def _attach(source: str, target: str, flags: int, userns: int | None, *, recursi
             if flags & flag:
                 attributes |= attribute
         if userns is not None:
+            attributes |= sc.MOUNT_ATTR_IDMAP
+        try:
             sc.mount_setattr(
-                tree, attributes | sc.MOUNT_ATTR_IDMAP, userns_fd=userns, recursive=recursive
+                tree, attributes, attr_clr=_HOSTS_OWN, userns_fd=userns or 0, recursive=recursive
             )
-        elif attributes:
-            sc.mount_setattr(tree, attributes, recursive=recursive)
+        except PermissionError:  # we are in a user namespace ourselves
+            sc.mount_setattr(tree, attributes, userns_fd=userns or 0, recursive=recursive)
         sc.move_mount(tree, target)
     finally:
         os.close(tree)

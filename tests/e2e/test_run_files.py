@@ -12,7 +12,7 @@ import pytest
 import zstandard
 
 from tests import needs
-from tests.e2e.box import Box
+from tests.e2e.box import Box, opened
 
 pytestmark = [needs.root, needs.overlayfs, needs.tool("busybox"), needs.compiler]
 
@@ -186,3 +186,26 @@ def test_a_change_of_the_directory_makes_another_layer(box: Box, tmp_path: Path)
     assert box.sh("cat /etc/new 2>/dev/null || echo none") == "none\n"
     (root / "etc/new").write_text("new\n")
     assert box.sh("cat /etc/new") == "new\n"
+
+
+@needs.criu
+@pytest.mark.parametrize("there", ["relatime", "nosuid,nodev,strictatime"])
+def test_how_the_hosts_disk_is_mounted_doesnt_stick_to_a_container(
+    ckpt_root: Path, small_rootfs: Path, there: str
+) -> None:
+    """Restored on another host, it finds the options of that one, and could not change them any more."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "noatime,mode=711", "x", ckpt_root], check=True)
+    try:
+        with opened(ckpt_root, small_rootfs) as box:
+            box(
+                "run", "-d", "--name", "n", "--network", "none", small_rootfs, "--", "sleep", "1000"
+            )
+            options = box("exec", "n", "--", "grep", " /etc/hosts ", "/proc/self/mountinfo")
+            assert "relatime" in options and "noatime" not in options
+            box("dump", "n", "--as", "kept")
+            box("rm", "n")
+            subprocess.run(["mount", "-o", f"remount,{there}", ckpt_root], check=True)
+            box("restore", "kept")
+            assert "sleep" in box("exec", "n", "--", "ps")
+    finally:
+        subprocess.run(["umount", "-l", ckpt_root], check=True)
