@@ -54,6 +54,7 @@ def source_facts(host: Host, container: Container, pids: list[int]) -> dict[str,
         "kernel": platform.release(),
         "criu": host.criu.text,
         "cpu_features": list(cpu_features()),
+        "kernel_files": kernel_files(_mountinfo(pids)),
         "layers": {digest: host.layers.info(digest).data_bytes for digest in record.layers},
         "network": record.network,
         "memory": use.total + tmpfs_bytes(container),
@@ -68,6 +69,15 @@ def source_facts(host: Host, container: Container, pids: list[int]) -> dict[str,
             for source, _ in volumes.binds(host.paths, record.spec)
         ],
     }
+
+
+def _mountinfo(pids: list[int]) -> str:
+    for pid in pids:
+        try:
+            return Path(f"/proc/{pid}/mountinfo").read_text()
+        except OSError:
+            continue
+    return ""
 
 
 def checks(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -161,6 +171,17 @@ def tree_size(directory: Path) -> int:
     return total
 
 
+def kernel_files(mountinfo: str) -> list[str]:
+    """Paths of /proc and /sys that a container covers with mounts: CRIU makes these again, so they must be there.
+
+    Which of them a kernel has depends on its configuration and on the machine's devices. MOUNTINFO: the container's,
+    as in proc_pid_mountinfo(5); what its spec would cover may not have been there when it was made.
+    """
+    points = {line.split()[4] for line in mountinfo.splitlines() if line}
+    places = ("/proc/", "/sys/")
+    return sorted(p for p in points if p.startswith(places) and not p.startswith("/sys/fs/cgroup"))
+
+
 # ---- the destination
 
 
@@ -186,6 +207,14 @@ def destination_findings(host: Host, facts: Mapping[str, Any]) -> list[Finding]:
     if theirs[:2] > criu.version[:2]:
         found.append(
             finding("CRIU", f"{facts['criu']} there, {criu.text} here", "ckpt doctor --fix here")
+        )
+    if absent := [path for path in facts.get("kernel_files", []) if not os.path.exists(path)]:
+        found.append(
+            finding(
+                "kernel",
+                f"{', '.join(absent[:4])} is not there on this host, and the container has a mount on it",
+                "a kernel with the same configuration, or a spec without it in maskedPaths and readonlyPaths",
+            )
         )
     found += _names(host, facts)
     found += [
