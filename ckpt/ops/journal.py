@@ -1,4 +1,4 @@
-"""A migration's journal: one small file a migration and host, on disk before the step that it announces.
+"""A migration's journal: one small record a migration and host, on disk before the step that it announces.
 
 Who holds the lock beside it acts for that migration on that host; the lock ends with its holder. What a journal says
 binds every other command, too: see require_settled.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import re
 import time
@@ -15,8 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runtime import slots
 from runtime.errors import BadInput, Conflict, NotFound, from_os_error
-from runtime.files import locked, publish_json, read_json, sweep_unpublished
+from runtime.files import locked, sweep_unpublished
 from transport.protocol import State
 
 _GONE = frozenset((State.COMMITTED, State.RUNNING, State.CLEANED))
@@ -43,7 +45,7 @@ class Journal:
     def __init__(self, directory: Path, entry: Entry, *, wait: float = 0) -> None:
         if not _ID.fullmatch(entry.id):
             raise BadInput(doing="reading", target=f"migration {entry.id!r}", why="that is no id")
-        self._path = directory / f"{entry.id}.{entry.role}.json"
+        self._path = directory / f"{entry.id}.{entry.role}.journal"
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = os.open(
@@ -77,9 +79,9 @@ class Journal:
     @classmethod
     def load(cls, directory: Path, identity: str, role: str, *, wait: float = 0) -> Journal:
         """Take over what another process began, if it ends within WAIT seconds. Raises NotFound, Conflict."""
-        path = directory / f"{identity}.{role}.json"
+        path = directory / f"{identity}.{role}.journal"
         try:
-            journal = cls(directory, Entry(**read_json(path)), wait=wait)
+            journal = cls(directory, _read(path), wait=wait)
         except FileNotFoundError:
             raise _unknown(identity) from None
         try:
@@ -92,7 +94,7 @@ class Journal:
 
     def reread(self) -> State:
         """What is on disk, after a write that failed somewhere."""
-        self.entry = Entry(**read_json(self._path))
+        self.entry = _read(self._path)
         return State(self.entry.state)
 
     def __enter__(self) -> Journal:
@@ -107,16 +109,24 @@ class Journal:
             self._lock = -1
 
     def write(self, state: State, durable: bool = True) -> None:
-        """On disk (fsync of file and directory) when it returns, if DURABLE; whole in any case."""
+        """On disk when it returns, if DURABLE; whole in any case. The first is always durable."""
         self.entry.state = str(state)
         self.entry.changed_ns = time.time_ns()
-        publish_json(self._path, asdict(self.entry), durable=durable)
+        data = json.dumps(asdict(self.entry)).encode()
+        if self._path.exists():
+            slots.write(self._path, data, durable=durable)
+        else:
+            slots.create(self._path, data)
 
     def forget(self) -> None:
         """The migration is over at both ends."""
         self._path.unlink(missing_ok=True)
         self._path.with_suffix(".lock").unlink(missing_ok=True)
         self.close()
+
+
+def _read(path: Path) -> Entry:
+    return Entry(**json.loads(slots.read(path)))
 
 
 def _unknown(identity: str) -> NotFound:
@@ -130,9 +140,9 @@ def entries(directory: Path) -> list[Entry]:
     if not directory.is_dir():
         return []
     found = []
-    for path in directory.glob("*.json"):
+    for path in directory.glob("*.journal"):
         try:
-            found.append(Entry(**read_json(path)))
+            found.append(_read(path))
         except FileNotFoundError:
             continue
     return sorted(found, key=lambda entry: entry.changed_ns)
@@ -142,13 +152,13 @@ def sweep(directory: Path) -> list[str]:
     """Remove locks of migrations that were killed before their first word was on disk; returns what was removed."""
     done = sweep_unpublished(directory)
     for lock in sorted(directory.glob("*.lock")):
-        if lock.with_suffix(".json").exists():
+        if lock.with_suffix(".journal").exists():
             continue
         with (
             contextlib.suppress(Conflict, FileNotFoundError),
             locked(lock, what=lock.name, wait=0, make=False),
         ):
-            if not lock.with_suffix(".json").exists():
+            if not lock.with_suffix(".journal").exists():
                 lock.unlink()
                 done.append(lock.name)
     return done

@@ -129,7 +129,7 @@ def test_a_file_that_the_restore_needs_is_gone(world: World) -> None:
 
 def test_a_disk_that_fills_up_at_the_destination(world: World) -> None:
     world.run("-m", "1", network="none")
-    small = world.scratch / "small"
+    small = world.lab.directory / "small"  # where containers' users may go
     small.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=160m", "small", small], check=True)
     try:
@@ -148,6 +148,7 @@ def test_a_disk_that_fills_up_at_the_destination(world: World) -> None:
         eventually("nothing is there", lambda: not any((small / "containers").iterdir()))
     finally:
         subprocess.run(["umount", "-l", small], check=True)
+        small.rmdir()
 
 
 # ---- the link
@@ -169,7 +170,7 @@ def test_the_link_breaks_before_commit(world: World, point: str) -> None:
     world.lab.link_up("b")
     world.a.run(["ckpt", "recover"], env=config)
     world.nothing_at(world.b, patience=100)
-    assert not any(world.a.root.glob("migrations/*.json"))
+    assert not any(world.a.root.glob("migrations/*.journal"))
 
 
 def test_the_link_breaks_when_it_is_prepared_and_the_destination_waits(world: World) -> None:
@@ -250,7 +251,7 @@ def test_the_command_dies_after_commit_and_recover_finishes_what_could_not_be_sa
     )
     world.runs_at(world.b, client)
     world.nothing_at(world.a)
-    assert not any(world.a.root.glob("migrations/*.json"))
+    assert not any(world.a.root.glob("migrations/*.journal"))
 
 
 def test_the_link_breaks_after_commit(world: World) -> None:

@@ -14,9 +14,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ckpt.ops import journal
 from runtime.paths import HostPaths
 from tests.lab import Lab
 from tests.lab.lab import Host
@@ -210,9 +212,8 @@ class World:
         return found
 
     def journal(self, host: Host) -> dict[str, Any]:
-        (path,) = HostPaths.of(str(host.root)).journals.glob("*.json")
-        found: dict[str, Any] = json.loads(path.read_text())
-        return found
+        (entry,) = journal.entries(HostPaths.of(str(host.root)).journals)
+        return asdict(entry)
 
     # ---- ending
 
@@ -226,7 +227,7 @@ class World:
             process.communicate()
             self.lab.children.remove(process)
         for host in (self.a, self.b):
-            if any(host.root.glob("migrations/*.json")) or any(host.root.glob("containers/*")):
+            if any(host.root.glob("migrations/*.journal")) or any(host.root.glob("containers/*")):
                 self.lab.reset()
                 return
 

@@ -41,6 +41,6 @@ def test_a_lock_of_a_migration_that_never_began_goes_and_a_held_one_stays(tmp_pa
         assert journal.sweep(tmp_path) == ["left-00000001.source.lock"]
         assert sorted(os.listdir(tmp_path)) == [
             "held-00000003.source.lock",
-            "kept-00000002.source.json",
+            "kept-00000002.source.journal",
             "kept-00000002.source.lock",
         ]
