@@ -33,7 +33,7 @@ _KEPT = 3
 
 def cargo(python: str) -> Path:
     """A file system image for guests with PYTHON ("3.13"), made if anything changed. Raises CannotBuild."""
-    wheels = _wheels(python)
+    wheels = wheels_for(python)
     if commit := os.environ.get("CKPT_VM_COMMIT"):
         with tempfile.TemporaryDirectory(prefix=".commit-", dir=CACHE) as folder:
             files = _extract(commit, Path(folder))
@@ -122,7 +122,7 @@ def requirements() -> list[str]:
     return sorted({requirement for one in lists for requirement in one})
 
 
-def _wheels(python: str) -> Path:
+def wheels_for(python: str) -> Path:
     """A directory of wheels for PYTHON."""
     wanted = requirements()
     key = hashlib.sha256(json.dumps([python, wanted]).encode()).hexdigest()[:12]

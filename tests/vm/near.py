@@ -35,6 +35,7 @@ class Near:
         self.root = directory / "root"
         self.rootfs = str(directory / "rootfs")
         self._login = _OneKey(directory / "ssh")
+        self._pip: dict[str, str] = {}
         self._server: subprocess.Popen[bytes] | None = None
 
     def environment(self) -> dict[str, str]:
@@ -44,7 +45,12 @@ class Near:
             "CKPT_ROOT": str(self.root),
             "CKPT_SSH_CONFIG": str(self._login.config),
             "CKPT_KNOWN_HOSTS": str(self._login.known_hosts),
+            **self._pip,
         }
+
+    def fetch_from(self, wheels: Path) -> None:
+        """No way leads from the wire to a registry: pip takes what is in WHEELS."""
+        self._pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
 
     def up(self, *, serve: bool = True) -> None:
         """SERVE: an sshd, too, and something to run."""

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.vm.cargo import cargo
+from tests.vm.cargo import cargo, wheels_for
 from tests.vm.guest import Guest
 from tests.vm.image import CannotBuild, image, keys
 from tests.vm.installed import ready
@@ -148,6 +148,7 @@ class World:
         self._stack.callback(near.close)
         near.up(serve=False)
         for guest in guests:
+            near.fetch_from(wheels_for(guest.image.info["python"]))
             near.run(f"ckpt host add {guest.name} root@{guest.address}")
             log.info("%s", near.text(f"ckpt host setup {guest.name}", timeout=1500))
 

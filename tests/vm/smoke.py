@@ -20,7 +20,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.vm.cargo import CHECKOUT, PIP, cargo
+from tests.vm.cargo import CHECKOUT, PIP, cargo, wheels_for
 from tests.vm.guest import Guest, GuestError
 from tests.vm.image import CannotBuild, image
 from tests.vm.installed import HOME, commands
@@ -53,6 +53,7 @@ def install(guest: Guest) -> None:
 
 def set_up(guest: Guest, near: Near) -> None:
     """From here, over SSH."""
+    near.fetch_from(wheels_for(guest.image.info["python"]))
     near.up(serve=False)
     guest.wait()
     near.run(f"ckpt host add {guest.name} root@{guest.address}")
