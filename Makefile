@@ -9,7 +9,7 @@ MAKEFLAGS += --no-print-directory
 PREFIX ?= /usr/local
 VENV := .venv
 PYTEST := $(VENV)/bin/python -m pytest
-BENCHMARKS := downtime pause total throughput tracking service
+BENCHMARKS := downtime pause total throughput tracking service forecast
 # Extra words: make test ARGS='-k redis -x', make demo ARGS='--moves 2'
 ARGS ?=
 # The tests wait more than they work: for processes, links and clocks. So more of them than processors.

@@ -29,6 +29,7 @@ from ckpt.ops.landing import Landing
 from ckpt.ops.later import PagesLater
 from ckpt.ops.lend import TOPIC
 from ckpt.ops.preflight import available_memory, destination_facts, destination_findings
+from ckpt.ops.probe import Trial
 from ckpt.ops.restore import Incoming
 from images.manifest import Manifest
 from runtime.errors import Conflict, NotFound, SystemFault, TimedOut
@@ -71,6 +72,8 @@ class Agent:
         self._pages = PagesLater(host, lambda: self.conversation, self.another_lane, self._stopped)
         self._folder: Path | None = None
         self._lanes: LaneHost | None = None
+        self._trial: Trial | None = None
+        self._times: dict[str, int] = {}
         actions: dict[Action, stops.Perform] = {
             Action.CHECK: self.check,
             Action.RECEIVE: self.receive,
@@ -116,6 +119,8 @@ class Agent:
         self._pages.close()
         if self._landing is not None:
             self._landing.close()
+        if self._trial is not None:
+            self._trial.close()
         if self._lanes is not None:
             self._lanes.close()
         if self._arrival is not None:
@@ -146,16 +151,38 @@ class Agent:
             return None
         if message["topic"] == "clock":
             return make("note", topic="clock", body={"ns": time.time_ns()})
-        if message["topic"] == "probe":
-            return make("note", topic="probe", body={})
         if message["topic"] == TOPIC:
             self._pages.hear(message["body"])
+        if message["topic"] == "try":
+            token = str(message["body"].get("token", ""))
+            if self._trial is not None:
+                self._trial.close()
+            self._trial = Trial(self._lane_host(), token, LANE_OPENING, available_memory())
+            return make("note", topic="try", body={})
+        if message["topic"] == "tried":
+            return make("note", topic="tried", body=self._tried(message["body"]))
+        if message["topic"] == "times":
+            return make("note", topic="times", body=self._told_times())
         if message["topic"] == "lane":
             self._lane_notes.put(message["body"])
         if message["topic"] == "ready":
             ready = self._braced.is_set() or self._restore_fault is not None
             return make("note", topic="ready", body={"ready": ready})
         return None
+
+    def _told_times(self) -> dict[str, int]:
+        """For the source's report: names as in ckpt/ops/timeline.py, ns since the epoch."""
+        of_arrival = self._arrival.times if self._arrival is not None else {}
+        return {**self._times, **of_arrival}
+
+    def _tried(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        trial = self._trial
+        if trial is None:
+            return {"trouble": "nothing is being tried"}
+        if asked.get("done"):
+            self._trial = None
+            trial.close()
+        return {"marks": trial.marks, "trouble": trial.trouble}
 
     # ---- what the machine asks for
 
@@ -194,6 +221,7 @@ class Agent:
     def receive(self, facts: Facts, stop: threading.Event) -> None:
         note = self._lane_note(stop)
         self._lane = self._lane_host().accept(str(note["token"]), LANE_OPENING)
+        self._times["lane"] = time.time_ns()
         self._lazy = note.get("mode") == "lazy"
         if note.get("mode") in ("warm", "lazy"):
             self._pages_lane = self.another_lane(stop)
@@ -212,6 +240,7 @@ class Agent:
             arrival.begin()
             if arrival.container.record.id != self._arriving:
                 self.write_journal(State.RECEIVING, True)
+            self._times["begun"] = time.time_ns()
             stops.reached("begun", stop)
             return arrival
 
@@ -248,10 +277,14 @@ class Agent:
                 self._incoming.spool.source(),
                 check=self._check_going,
                 landing=self._landing,
-                on_started=self._braced.set,
+                on_started=self._brace,
             )
         except BaseException as fault:
             self._restore_fault = fault
+
+    def _brace(self) -> None:
+        self._times["criu"] = time.time_ns()
+        self._braced.set()
 
     def _check_going(self) -> None:
         assert self._incoming is not None
@@ -270,6 +303,7 @@ class Agent:
         while not self._incoming.ended.wait(TICK):
             self._check_stopped()
         self._incoming.wait_ended()
+        self._times["ended"] = time.time_ns()
         expected, found = dict(facts["summary"]), {"bytes": self._incoming.size}
         marks = int(expected.pop("marks", 0))
         if found != expected:
@@ -278,6 +312,7 @@ class Agent:
             )
         if self._landing is not None:
             self._landing.wait_marks(marks, self._check_stopped)
+            self._times["pages"] = time.time_ns()
             while not self._braced.wait(TICK):
                 self._check_stopped()
             self._landing.hand_over()

@@ -174,6 +174,30 @@ def _compiler() -> str | None:
     return None if status == 0 else f"cannot link a static program: {said[:200]}"
 
 
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+
+
+def browser_argv(profile: str, *words: str) -> list[str]:
+    """A headless browser that keeps what it keeps in PROFILE, and is cut off from every network."""
+    found = next((path for name in BROWSERS if (path := find_tool(name))), BROWSERS[0])
+    return [
+        "unshare", "--net", "--", found, "--headless", "--no-sandbox", "--disable-gpu",
+        "--disable-dev-shm-usage", "--hide-scrollbars", f"--user-data-dir={profile}", *words,
+    ]  # fmt: skip
+
+
+@_probe
+def _browser() -> str | None:
+    """One that shows a page of nothing."""
+    if reason := _root():  # for a network namespace of its own
+        return reason
+    if not any(map(find_tool, BROWSERS)):
+        return f"none of {', '.join(BROWSERS)} is installed"
+    with tempfile.TemporaryDirectory(prefix="ckpt-probe-") as folder:
+        status, said = _output(*browser_argv(folder, "--dump-dom", "about:blank"))
+    return None if status == 0 else f"it does not work: {said[-200:]}"
+
+
 # --- cgroups --------------------------------------------------------------------------------------
 
 
@@ -355,6 +379,7 @@ criu = _need("criu")
 pycriu = _need("pycriu")
 sshd = _need("sshd")
 compiler = _need("compiler")
+browser = _need("browser")
 cgroup_v1 = _need("cgroup_v1")
 cgroup_v2 = _need("cgroup_v2")
 cgroup_write = _need("cgroup_write")

@@ -23,6 +23,7 @@ class _Commands(LazyGroup):
         "ckpt.cli.jobs": ("exec", "attach", "jobs"),
         "ckpt.cli.checkpoints": ("dump", "restore", "checkpoints"),
         "ckpt.cli.migration": ("migrate", "agent", "recover"),
+        "ckpt.cli.forecast": ("forecast",),
         "ckpt.cli.doctor": ("doctor",),
         "ckpt.cli.hosts": ("host",),
         "ckpt.cli.internal": ("internal",),

@@ -12,14 +12,18 @@ from ckpt import agent as agents
 from ckpt.cli import show
 from ckpt.cli.edge import SIGNALLED, exit_code
 from ckpt.cli.edge import report as report_fault
+from ckpt.cli.forecast import show_plan
+from ckpt.cli.page.file import PageFile
+from ckpt.cli.page.migration import render
 from ckpt.cli.progress import MigrationProgress
 from ckpt.cli.types import CONTAINER, HOST, command, json_option
 from ckpt.ops import interrupt
 from ckpt.ops import migrate as migrating
 from ckpt.ops import recover as recovering
 from ckpt.ops.convergence import Limits
+from ckpt.ops.forecast import LAZY_RISK
 from ckpt.ops.host import Host
-from ckpt.ops.report import LAZY_RISK, Report
+from ckpt.ops.report import Report
 from runtime.cgroups.parse import parse_size
 from runtime.errors import BadInput, RuntimeFault, SystemFault, TimedOut
 from transport.lane_handover import lane_main
@@ -69,6 +73,13 @@ and the last pages are served by a thread each, and Python's own 5 ms come in mu
     type=click.Choice(["tls", "openssh", "paramiko"]),
     help="How the bytes travel; the fastest that works otherwise.",
 )
+@click.option(
+    "--report",
+    "page",
+    metavar="FILE.html",
+    type=click.Path(dir_okay=False),
+    help="Write a page about it, also if it fails: phases, rounds, the frozen window.",
+)
 @json_option
 @click.argument("name", type=CONTAINER)
 @click.argument("target", metavar="HOST", type=HOST)
@@ -84,6 +95,7 @@ def migrate(
     dry_run: bool,
     timeout: float | None,
     lanes: tuple[str, ...],
+    page: str | None,
     as_json: bool,
 ) -> None:
     """Move a running container to another host: a name (ckpt host add) or [USER@]HOST[:PORT].
@@ -97,11 +109,17 @@ def migrate(
     ckpt migrate web root@other
     ckpt migrate web root@other --dry-run
     ckpt migrate web root@other --mode lazy
+    ckpt migrate web root@other --max-downtime 20 --abort-if-not-converging
+    ckpt migrate web root@other --report web.html
     """
     sys.setswitchinterval(SWITCH)
     if mode == "lazy" and not as_json:
         click.echo(f"lazy: {LAZY_RISK}", err=True)
-    with MigrationProgress(quiet=as_json) as progress, Interruptions(name, timeout) as ways_out:
+    with (
+        MigrationProgress(quiet=as_json) as progress,
+        Interruptions(name, timeout) as ways_out,
+        Told(page, as_json=as_json, ways_out=ways_out),
+    ):
         try:
             report = migrating.migrate(
                 host,
@@ -119,17 +137,47 @@ def migrate(
             if not dry_run or as_json:
                 raise
             progress.end()
-            _show_plan(name, target, refused.report)
+            show_plan(name, target, refused.report)
             sys.exit(exit_code(refused))
         except RuntimeFault as fault:
             ways_out.leave_as_signalled(fault)
             raise
     if as_json:
-        show.emit_json(report.to_dict())
+        pass  # Told has said it
     elif dry_run:
-        _show_plan(name, target, report)
+        show_plan(name, target, report)
     else:
         _show_summary(name, target, report)
+
+
+class Told:
+    """At the end, however it ended: the report as JSON, and as a page. Use as a context manager."""
+
+    def __init__(self, page: str | None, *, as_json: bool, ways_out: Interruptions) -> None:
+        self._file = PageFile(page) if page is not None else None
+        self._as_json = as_json
+        self._ways_out = ways_out
+
+    def __enter__(self) -> Told:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        migration = self._ways_out.migration
+        found = migration.report.to_dict() if migration is not None else None
+        if self._file is not None:
+            with self._file:
+                if found is not None:
+                    self._write(found)
+        if self._as_json and found is not None:
+            show.emit_json(found)
+
+    def _write(self, found: dict[str, Any]) -> None:
+        assert self._file is not None
+        try:
+            self._file.write(render(found))
+        except RuntimeFault as fault:
+            # The migration is what it is: its own outcome is what the exit code tells.
+            click.echo(f"ckpt: {fault}", err=True)
 
 
 class Interruptions:
@@ -138,7 +186,7 @@ class Interruptions:
     def __init__(self, name: str, timeout: float | None) -> None:
         self._name = name
         self._timeout = timeout
-        self._migration: migrating.Migration | None = None
+        self.migration: migrating.Migration | None = None
         self._signal = 0
         self._before: dict[int, Any] = {}
 
@@ -152,7 +200,7 @@ class Interruptions:
 
     def watch(self, migration: migrating.Migration) -> None:
         """From now on a signal stops MIGRATION instead of this process."""
-        self._migration = migration
+        self.migration = migration
         for number in (*interrupt.SIGNALS, signal.SIGALRM):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._before[number] = signal.signal(number, self._arrived)
@@ -160,7 +208,7 @@ class Interruptions:
             signal.setitimer(signal.ITIMER_REAL, self._timeout)
 
     def _arrived(self, number: int, _: object) -> None:
-        assert self._migration is not None
+        assert self.migration is not None
         if number == signal.SIGALRM:
             why = f"it was not done in {self._timeout:g} s"
             fault: RuntimeFault = TimedOut(
@@ -170,39 +218,13 @@ class Interruptions:
             self._signal = self._signal or number
             why = "it was interrupted, and runs here"
             fault = SystemFault(doing="migrating", target=self._name, why=why, retry=True)
-        self._migration.stop(fault)
+        self.migration.stop(fault)
 
     def leave_as_signalled(self, fault: RuntimeFault) -> None:
         """If FAULT is our own answer to a signal: say so, and end with that signal's exit code."""
         if self._signal and isinstance(fault, SystemFault) and "interrupted" in fault.why:
             report_fault(fault, as_json=False)
             sys.exit(SIGNALLED + self._signal)
-
-
-def _show_plan(name: str, target: str, report: Report) -> None:
-    """What preflight looked at, what speaks against it, and what it would cost."""
-    if report.checks:
-        show.table(
-            ("CHECK", "HERE", "THERE"),
-            [(row["what"], row["here"], row["there"]) for row in report.checks],
-        )
-        click.echo()
-    for finding in report.findings:
-        hint = f" ({finding['hint']})" if finding["hint"] else ""
-        click.echo(f"REFUSED  {finding['what']}: {finding['why']}{hint}")
-    if report.findings:
-        return
-    click.echo(f"{name} can move to {target}: nothing speaks against it")
-    if report.mode == "lazy":
-        click.echo(f"  risk: {LAZY_RISK}")
-    cost = report.forecast
-    if cost is not None:
-        click.echo(
-            f"  expected: stands still for {cost.downtime_s:.2f} s, takes {cost.total_s:.1f} s; "
-            f"memory {show.size(cost.bytes_memory)}, files {show.size(cost.bytes_files)}, "
-            f"layers {show.size(cost.bytes_layers)}"
-        )
-        click.echo(f"  from: {cost.basis}")
 
 
 def _show_summary(name: str, target: str, report: Report) -> None:

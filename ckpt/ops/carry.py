@@ -75,8 +75,10 @@ class Carrier:
         """Why the rounds ended."""
         self.rest = 0
         """Bytes that the last of them sent."""
+        self.rest_s = 0.0
         self.marks = 0
         self.last_bytes = 0
+        self.last_ns = 0
 
     def __enter__(self) -> Carrier:
         return self
@@ -129,6 +131,7 @@ class Carrier:
             self._sender.flush()
             if decision.next is Next.FREEZE:
                 self.why, self.rest = decision.why, dirty
+                self.rest_s = time.monotonic() - began
                 return
             self.done.append(Round(dirty, time.monotonic() - began))
             self._on_round(self.written)
@@ -210,6 +213,7 @@ class Carrier:
     def last(self, check: Check) -> None:
         """The tasks are frozen: what was written since the last round."""
         self.last_bytes = self._send(self._look(frozen=True), check, quick=True)
+        self.last_ns = time.time_ns()
 
     def rewrite(self, number: int, data: bytes) -> bytes:
         """The page map of the task NUMBER with lazy entries for what we carry; notes what CRIU left to be fetched."""

@@ -11,7 +11,7 @@ twice in a row has found its floor, once being often a checkpoint or a garbage c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -96,16 +96,52 @@ def _not_shrinking(rounds: Sequence[Round], dirty: int) -> int:
     return count
 
 
-def forecast(memory: int, dirty_rate: float, rate: float, limits: Limits) -> tuple[int, int, int]:
-    """(rounds, bytes in all, bytes in the frozen window) to expect.
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How the copying goes. rest: what is sent when no more rounds follow, while it runs still; last: bytes that are
+    written meanwhile, and travel in the frozen window."""
 
-    MEMORY in bytes; DIRTY_RATE and RATE in bytes per second, of the program's writing and of the lane.
+    rounds: tuple[Round, ...]
+    rest: Round
+    last: int
+    decision: Decision
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return sum(one.size for one in self.rounds) + self.rest.size + self.last
+
+    @property
+    def seconds(self) -> float:
+        """While it runs."""
+        return sum(one.seconds for one in self.rounds) + self.rest.seconds
+
+
+def expect(
+    memory: int,
+    written: Callable[[float], float],
+    pace: float,
+    limits: Limits,
+    *,
+    overhead: float = 0.0,
+    settling: float = 0.0,
+) -> Course:
+    """The course that `decide` would take, of MEMORY bytes of which WRITTEN(seconds) are written in that time.
+
+    PACE: bytes of memory per second; OVERHEAD: seconds of a round besides sending; SETTLING: seconds between the end of
+    the rest and the moment when all is frozen.
     """
+
+    def send(size: int) -> Round:
+        return Round(size, size / pace + overhead)
+
+    def dirtied(seconds: float) -> int:
+        return min(memory, int(written(seconds)))
+
     rounds: list[Round] = []
-    dirty, total = memory, 0
-    while decide(rounds, dirty, limits).next is Next.ROUND:
-        seconds = dirty / rate
-        total += dirty
-        rounds.append(Round(dirty, seconds))
-        dirty = min(memory, int(dirty_rate * seconds))
-    return len(rounds), total + dirty, dirty
+    dirty = memory
+    while (decision := decide(rounds, dirty, limits)).next is Next.ROUND:
+        rounds.append(send(dirty))
+        dirty = dirtied(rounds[-1].seconds)
+    rest = send(dirty)
+    return Course(tuple(rounds), rest, dirtied(rest.seconds + settling), decision)

@@ -340,6 +340,7 @@ class Departure:
         while not sink.begun.wait(0.05):
             checked()
             dumper.require_alive()
+        self.times["images"] = time.time_ns()
         # CRIU opens its first image when every task is frozen: what files and memory are now is what they stay.
         with Beside(self._carrier.last if self._carrier else None, checked):
             self.sync_files(target, frozen=True)

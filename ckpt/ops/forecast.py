@@ -1,53 +1,321 @@
-"""What a cold migration will cost, before it is begun.
+"""What a migration will cost in each mode, before it is begun: pure functions of what was seen.
 
-The container stands still while its memory is dumped, travels and is restored, all at once: so the slowest of the
-three decides. How fast the session carries bytes is measured; the rest are figures that benchmarks/ gave.
+What is seen comes from observe.py (the container: what it holds, how fast it writes) and probe.py (the way to the other
+host; without one, an assumed bandwidth). Where the rounds end is asked of convergence.py, the policy of the real thing.
+
+A mode is a function in MODES from `Circumstances` to `Prediction`. The constants are of `benchmarks/forecast.py`, which
+holds predictions against what came: single moves between two lab hosts on the project's 2-core machine, Linux 6.18.
+Another machine's differ; the parts that grow (pages, mappings, bytes over the lane) are measured each time.
 """
 
 from __future__ import annotations
 
-import os
-import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-from ckpt.ops.report import Forecast
-from transport.messages import Message
-from transport.messages import make as make_message
+from ckpt.ops.convergence import Course, Limits, Next, Round, expect
+from ckpt.ops.observe import Observed
+from runtime.pagesource.compress import better_compressed
 
-FIXED = 0.3
-"""Seconds that stand still whatever the size: freezing, CRIU's own work at both ends, commit."""
+GIB = 1 << 30
+BASE = 0.12
+"""Seconds that the container stands still whatever it holds: freezing, CRIU's own work at both ends, the verdict."""
+PER_TASK = 0.004
+"""Seconds for each further process: CRIU seizes, dumps and forks it."""
+PER_MAPPING = 60e-6
+"""Seconds for each mapping: a scan that the veil answers (docs/warm.md), and its part of dump and restore."""
+PER_BYTE = 0.036 / GIB
+"""Seconds per byte of memory that stays out of CRIU's images: smaps 12, CRIU's loop 14, restore 10 ms per GiB."""
 DUMP_RATE = 900e6
 """Bytes per second that CRIU dumps and restores, pages touched for the first time."""
+ROUND_TRIPS = 2.5
+"""Between the hosts in the frozen window: sent and received, prepared and go, half of running."""
+OVERHEAD = 0.01
+"""Seconds of a round besides its bytes: looking, and the pipeline's filling and emptying."""
+SETTLING = 0.3
+"""Seconds between the last round and the freeze, in which CRIU starts at both ends."""
 AROUND = 1.0
-"""Seconds before and after the frozen window: the session, the preflight, cleaning up."""
-_PROBE = 1 << 20
-_PROBING = 0.5
+"""Seconds before and after: session, preflight, lanes, cleaning up."""
+PACE = 700e6
+"""Bytes of memory per second that source and destination manage together, whatever the lane: reading, hashing, and
+touching memory for the first time at the destination."""
+LAZY_RISK = (
+    "from the moment when it runs there until its last page has come the container needs both hosts; "
+    "if either goes down meanwhile, what it did since then is lost"
+)
+ASSUMED = 117e6
+"""Bytes per second of a lane that nobody measured: 1 Gbit/s, less what TCP and TLS take."""
 
 
-def measure(ask: Callable[[Message, float], Message]) -> float:
-    """Bytes per second through the control session, in half a second of trying. A bulk lane is rarely slower."""
-    body = {"data": os.urandom(_PROBE)}
-    began = time.monotonic()
-    sent, passed = 0, 0.0
-    while passed < _PROBING:
-        ask(make_message("note", topic="probe", body=body), 60.0)
-        sent += _PROBE
-        passed = time.monotonic() - began
-    return sent / passed
+@dataclass(frozen=True, slots=True)
+class Way:
+    """To the other host. rate: bytes per second; pace: bytes of this container's memory per second, compressed where
+    that pays; share: bytes on the lane for each of them; round_trip: seconds."""
+
+    rate: float
+    pace: float
+    share: float = 1.0
+    round_trip: float = 0.001
+    kind: str = ""
+    basis: str = ""
+
+    def limited(self, bandwidth: float) -> Way:
+        """With no more than BANDWIDTH bytes per second on the lane for memory."""
+        pace = min(self.pace, bandwidth / max(self.share, 1e-3))
+        return Way(self.rate, pace, self.share, self.round_trip, self.kind, self.basis)
 
 
-def make(facts: Mapping[str, Any], layers: int, rate: float) -> Forecast:
-    """FACTS: the source's. LAYERS: bytes that are missing there. RATE: bytes per second."""
-    memory, files = int(facts["memory"]), int(facts["files"])
-    downtime = FIXED + memory / min(rate, DUMP_RATE)
-    return Forecast(
-        bytes_memory=memory,
-        bytes_files=files,
-        bytes_layers=layers,
-        rate=rate,
-        downtime_s=downtime,
-        total_s=AROUND + downtime + (files + layers) / rate,
-        basis=f"{rate / 1e6:.0f} MB/s measured through the SSH session; "
-        f"{DUMP_RATE / 1e6:.0f} MB/s and {FIXED:g} s assumed for CRIU",
+@dataclass(frozen=True, slots=True)
+class Circumstances:
+    """files, layers: bytes to send. not_warm: why the hosts can't do it; against: why nothing can be moved at all."""
+
+    observed: Observed
+    way: Way
+    files: int = 0
+    layers: int = 0
+    limits: Limits = Limits()
+    not_warm: str = ""
+    against: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Of the frozen window: what it is for, and seconds; bytes, where there are some."""
+
+    what: str
+    seconds: float
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """why: not possible, or how the rounds end. Bytes of memory, before they are compressed; sent: on the lanes."""
+
+    mode: str
+    possible: bool
+    why: str = ""
+    rounds: tuple[Round, ...] = ()
+    window: tuple[Part, ...] = ()
+    size: int = 0
+    frozen: int = 0
+    sent: int = 0
+    total_s: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    @property
+    def downtime_s(self) -> float:
+        return sum(part.seconds for part in self.window)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "mode": self.mode,
+            "possible": self.possible,
+            "why": self.why,
+            "downtime_ms": round(self.downtime_s * 1e3),
+            "total_ms": round(self.total_s * 1e3),
+            "bytes": {"memory": self.size, "frozen": self.frozen, "sent": self.sent},
+            "rounds": [
+                {"bytes": one.size, "ms": round(one.seconds * 1e3, 1)} for one in self.rounds
+            ],
+            "window": [
+                {"what": part.what, "ms": round(part.seconds * 1e3, 1), "bytes": part.size}
+                for part in self.window
+            ],
+            "notes": list(self.notes),
+        }
+
+
+def warm(at: Circumstances) -> Prediction:
+    """Memory is copied while it runs."""
+    if reason := at.against or at.not_warm:
+        return Prediction("warm", False, reason)
+    seen, way = at.observed, at.way
+    course = expect(
+        seen.content.carried,
+        seen.writing,
+        way.pace,
+        at.limits,
+        overhead=OVERHEAD + way.round_trip,
+        settling=SETTLING,
     )
+    if course.decision.next is Next.GIVE_UP:
+        return Prediction("warm", False, course.decision.why, course.rounds)
+    window = [
+        *_fixed(at),
+        Part("page tables of what was carried", PER_BYTE * seen.content.carried),
+        Part("pages written last", course.last / way.pace, course.last),
+        *_left(at),
+    ]
+    left = sum(one.size for one in seen.content.left)
+    return Prediction(
+        "warm",
+        True,
+        course.decision.why,
+        (*course.rounds, course.rest),
+        _worth(window),
+        size=course.size + left,
+        frozen=course.last + left,
+        sent=int(course.size * way.share) + left + at.files + at.layers,
+        total_s=_around(at) + course.seconds + SETTLING + sum(part.seconds for part in window),
+        notes=_warm_notes(seen, course),
+    )
+
+
+def cold(at: Circumstances) -> Prediction:
+    """It stands still while its memory is dumped, travels and is restored, all at once: the slowest of them decides."""
+    if at.against:
+        return Prediction("cold", False, at.against)
+    seen = at.observed
+    carried, left = seen.content.carried, sum(one.size for one in seen.content.left)
+    window = [*_fixed(at), Part("private memory", carried / _dumped(at), carried), *_left(at)]
+    return Prediction(
+        "cold",
+        True,
+        window=_worth(window),
+        size=carried + left,
+        frozen=carried + left,
+        sent=carried + left + at.files + at.layers,
+        total_s=_around(at) + SETTLING + sum(part.seconds for part in window),
+    )
+
+
+def lazy(at: Circumstances) -> Prediction:
+    """It runs there at once, and its memory follows: what is wished for by name, never chosen."""
+    if reason := at.against or at.not_warm:
+        return Prediction("lazy", False, reason)
+    seen = at.observed
+    carried, left = seen.content.carried, sum(one.size for one in seen.content.left)
+    tables = Part("page tables of what follows", PER_BYTE * carried)
+    window = [*_fixed(at), tables, *_left(at)]
+    return Prediction(
+        "lazy",
+        True,
+        window=_worth(window),
+        size=carried + left,
+        frozen=left,
+        sent=int(carried * at.way.share) + left + at.files + at.layers,
+        total_s=_around(at)
+        + SETTLING
+        + sum(part.seconds for part in window)
+        + carried / at.way.pace,
+        notes=(f"risk: {LAZY_RISK}",),
+    )
+
+
+MODES: Mapping[str, Callable[[Circumstances], Prediction]] = {
+    "warm": warm,
+    "cold": cold,
+    "lazy": lazy,
+}
+AUTO = ("warm", "cold")
+"""What `--mode auto` chooses from, the first that is possible."""
+
+
+def _around(at: Circumstances) -> float:
+    return AROUND + (at.files + at.layers) / at.way.rate
+
+
+def _dumped(at: Circumstances) -> float:
+    """Bytes per second of what CRIU dumps while it travels."""
+    return min(at.way.rate, DUMP_RATE)
+
+
+def _fixed(at: Circumstances) -> list[Part]:
+    seen = at.observed
+    files = int(seen.files_rate * (at.files / at.way.rate + SETTLING))
+    return [
+        Part("freezing, CRIU at both ends, the verdict", BASE),
+        Part("processes", PER_TASK * max(0, seen.content.tasks - 1)),
+        Part("mappings", PER_MAPPING * seen.content.mappings),
+        Part("the way there and back", ROUND_TRIPS * at.way.round_trip),
+        Part("files changed last", seen.scan_s + files / at.way.rate, files),
+    ]
+
+
+def _left(at: Circumstances) -> list[Part]:
+    return [Part(one.what, one.size / _dumped(at), one.size) for one in at.observed.content.left]
+
+
+def _worth(parts: list[Part]) -> tuple[Part, ...]:
+    """Without those that are nothing."""
+    return tuple(part for part in parts if part.seconds >= 1e-4 or part.size)
+
+
+def _warm_notes(seen: Observed, course: Course) -> tuple[str, ...]:
+    notes = [f"counts as written all the time: {why}" for why in seen.untracked]
+    if course.decision.next is Next.FREEZE and "as fast as" in course.decision.why:
+        notes.append("more rounds would not help: --abort-if-not-converging stays instead")
+    return tuple(notes)
+
+
+def assumed(bandwidth: float, seen: Observed) -> Way:
+    """A way that nobody measured, of BANDWIDTH bytes per second: what the sample says of compressing decides."""
+    sample = seen.sample
+    kept = 1.0 - sample.zeros
+    ratio = sample.ratio if better_compressed(bandwidth, sample.speed, sample.ratio) else 1.0
+    share = kept / ratio
+    pace = min(PACE, bandwidth / max(share, 1e-3))
+    if ratio > 1.0:
+        pace = min(pace, sample.speed / max(kept, 1e-3))
+    return Way(bandwidth, pace, share, basis=f"{bandwidth / 1e6:.0f} MB/s assumed (--bandwidth)")
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What is expected of each mode, and from what."""
+
+    at: Circumstances
+    predictions: tuple[Prediction, ...]
+    wish: str = "auto"
+    findings: tuple[dict[str, str], ...] = field(default=())
+
+    @property
+    def chosen(self) -> Prediction | None:
+        """The one that would be used, as `--mode` wishes; None: none is possible."""
+        names = AUTO if self.wish == "auto" else (self.wish,)
+        wanted = [one for one in self.predictions if one.mode in names]
+        return next((one for one in wanted if one.possible), None)
+
+    def to_dict(self) -> dict[str, Any]:
+        seen, way, chosen = self.at.observed, self.at.way, self.chosen
+        return {
+            "mode": chosen.mode if chosen else None,
+            "downtime_ms": round(chosen.downtime_s * 1e3) if chosen else None,
+            "total_ms": round(chosen.total_s * 1e3) if chosen else None,
+            "bytes": {
+                "memory": seen.content.carried + sum(one.size for one in seen.content.left),
+                "files": self.at.files,
+                "layers": self.at.layers,
+            },
+            "modes": [one.to_dict() for one in self.predictions],
+            "lane": way.kind,
+            "rate": round(way.rate),
+            "pace": round(way.pace),
+            "share": round(way.share, 4),
+            "round_trip_ms": round(way.round_trip * 1e3, 3),
+            "basis": way.basis,
+            "findings": list(self.findings),
+            "observed": {
+                "seconds": round(seen.seconds, 2),
+                "tracker": seen.tracker,
+                "processes": seen.content.tasks,
+                "mappings": seen.content.mappings,
+                "carried": seen.content.carried,
+                "left": {one.what: one.size for one in seen.content.left},
+                "writing": [
+                    {"seconds": round(seconds, 4), "bytes": round(size)}
+                    for seconds, size in seen.writing.points
+                ],
+                "zeros": round(seen.sample.zeros, 3),
+                "ratio": round(seen.sample.ratio, 2),
+                "untracked": list(seen.untracked),
+            },
+        }
+
+
+def make(
+    at: Circumstances, wish: str = "auto", findings: tuple[dict[str, str], ...] = ()
+) -> Forecast:
+    """Each mode's prediction."""
+    return Forecast(at, tuple(predict(at) for predict in MODES.values()), wish, findings)

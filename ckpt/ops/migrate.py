@@ -23,15 +23,19 @@ from collections.abc import Callable
 from typing import Any
 
 from ckpt import FEATURES, SOFTWARE
-from ckpt.ops import bringup, forecast, heal, lifecycle, stops, volumes
+from ckpt.ops import bringup, heal, lifecycle, stops, telling, volumes
 from ckpt.ops.carry import Carrier
 from ckpt.ops.convergence import Limits
 from ckpt.ops.departure import Departure
+from ckpt.ops.environment import checked
+from ckpt.ops.forecast import Way
+from ckpt.ops.foresee import foresee
 from ckpt.ops.host import Host, lock_container
 from ckpt.ops.hosts import Registry
 from ckpt.ops.journal import Entry, Journal
 from ckpt.ops.lend import TOPIC, Debt, Lending
 from ckpt.ops.memory_use import MemoryUse, memory_use
+from ckpt.ops.observe import SECONDS, Observed
 from ckpt.ops.preflight import (
     checks,
     clashing_volumes,
@@ -39,7 +43,9 @@ from ckpt.ops.preflight import (
     source_findings,
     why_not_warm_there,
 )
+from ckpt.ops.probe import probe
 from ckpt.ops.report import Report
+from ckpt.ops.timeline import HERE, THERE, Sampler
 from images.bundle_stream import StreamWriter
 from runtime.container.record import Container
 from runtime.criu.failures import CriuFault
@@ -90,6 +96,10 @@ ASKING = 30.0
 """Seconds that the peer may take to answer a question besides the transaction."""
 
 
+HEARING = 2.0
+"""Seconds that it may take to tell what is only for the report."""
+
+
 class Refused(Unsupported):
     """Preflight found reasons; nothing was touched. `report.findings` has them."""
 
@@ -115,6 +125,7 @@ class Migration:
         limits: Limits = Limits(),  # noqa: B008 - immutable
         bandwidth: float | None = None,
         dry_run: bool = False,
+        seconds: float = SECONDS,
         lanes: tuple[str, ...] = (),
         progress: Progress = lambda phase, count, expected: None,
     ) -> None:
@@ -129,6 +140,8 @@ class Migration:
         self._lending: Lending | None = None
         self.container = container
         self._dry_run = dry_run
+        self._seconds = seconds
+        self._not_warm = ""
         self._lanes = lanes
         self._progress = progress
         identity = f"{container.record.id}-{secrets.token_hex(4)}"
@@ -151,9 +164,9 @@ class Migration:
         self._offset_ns = 0
         self._expected = 0
         self._files_at = 0.0
+        self._round_ended: Callable[[], None] = lambda: None
         self._reconnects = 0
-        self._began_ns = time.time_ns()
-        self._phase_ns = self._began_ns
+        self._phase_ns = self.report.timeline.began_ns
         self._current = "connect"
         self._machine = Source(identity, greet(SOFTWARE, FEATURES))
         self.conversation: Conversation | None = None
@@ -190,17 +203,24 @@ class Migration:
 
     def run(self) -> Report:
         """Migrate. Raises why it did not come to it; then the container runs here, and nothing is there."""
-        with self._stack:
-            # Ends whatever waits in the middle of a transfer, from any thread.
-            self._cancel = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._stack.callback(os.close, self._cancel)
-            self._progress("connect", 0, 0)
-            link = self._dial(ssh_timeout=None)
-            self._phase("connect", "preflight")
-            finish = self._carry_out(link)
-            self.report.total_ns = time.time_ns() - self._began_ns
-            self.report.state = str(self._conversed.machine.state)
-            return self._conclude(finish)
+        report = self.report
+        try:
+            with self._stack, Sampler(report.timeline, self._sent):
+                # Ends whatever waits in the middle of a transfer, from any thread.
+                self._cancel = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                self._stack.callback(os.close, self._cancel)
+                self._progress("connect", 0, 0)
+                link = self._dial(ssh_timeout=None)
+                self._phase("connect", "preflight")
+                finish = self._carry_out(link)
+                report.state = str(self._conversed.machine.state)
+                return self._conclude(finish)
+        except BaseException as fault:
+            report.failed(fault)
+            raise
+        finally:
+            self._phase(self._current)
+            report.total_ns = time.time_ns() - report.timeline.began_ns
 
     def _carry_out(self, link: FrameLink) -> Finish:
         try:
@@ -220,10 +240,13 @@ class Migration:
         if isinstance(cause, PeerFault):
             cause.host = self.report.target
         if self.report.lost:
+            self.report.outcome = "lost"
             raise _lost(self.report)
         if finish.outcome is Outcome.MOVED or isinstance(cause, DryRun):
+            self.report.outcome = "planned" if isinstance(cause, DryRun) else "moved"
             return self.report
         if finish.outcome is Outcome.UNFINISHED:
+            self.report.outcome = "unfinished"
             raise SystemFault(
                 doing="finishing the migration of",
                 target=f"container {self.container.record.name}",
@@ -308,16 +331,21 @@ class Migration:
 
     def _phase(self, ended: str, begun: str = "") -> None:
         now = time.time_ns()
-        self.report.phases[ended] = now - self._phase_ns
+        if ended:
+            self.report.phases[ended] = now - self._phase_ns
+            self.report.timeline.phase(ended, self._phase_ns, now)
         self._phase_ns = now
         self._current = begun
         self._show()
 
     def _show(self) -> None:
         if self._current:
-            sent = self._writer.size if self._writer else 0
-            sent += self._carrier.written if self._carrier else 0
+            sent = self._sent()
             self._progress(self._current, sent, max(sent, self._expected))
+
+    def _sent(self) -> int:
+        written = self._writer.size if self._writer else 0
+        return written + (self._carrier.written if self._carrier else 0)
 
     def _going(self) -> None:
         if self._stopped is not None:
@@ -353,10 +381,14 @@ class Migration:
         self.container.require("running", doing="migrating")
         pids = self.host.cgroup(self.container).pids()
         self._facts = source_facts(self.host, self.container, pids)
+        self.report.environment[HERE] = self._facts["environment"]
         self.report.findings = source_findings(self.host, self.container, pids)
         use = MemoryUse(self._facts["memory"], self._facts["forked"])
-        if self.report.mode == "warm":  # looking compiles something, the first time
-            self._choose(why_not_warm_there(self.host) or self._why_not_apart(use))
+        if (
+            self.report.mode != "cold" or self._dry_run
+        ):  # looking compiles something, the first time
+            self._not_warm = why_not_warm_there(self.host) or self._why_not_apart(use)
+            self._choose(self._not_warm)
         if self.report.findings:
             raise self._refusal()
         if self.report.mode != "cold":
@@ -410,6 +442,7 @@ class Migration:
 
     def sync(self, facts: Facts, stop: threading.Event) -> None:
         theirs = facts["facts"]
+        self.report.environment[THERE] = checked(theirs.get("environment"))
         self._choose(str(theirs.get("not_warm", "")))
         self.report.findings += clashing_volumes(
             self.host, self.container, theirs.get("volumes", {})
@@ -421,10 +454,8 @@ class Migration:
         self._expected = self._facts["memory"] + self._facts["files"] + layers
         self.report.checks = checks(self._facts, theirs)
         if self._dry_run:
-            self.report.forecast = forecast.make(
-                self._facts, layers, forecast.measure(self._conversed.ask)
-            )
-            self._phase("preflight")
+            self._phase("preflight", "observe")
+            self._foresee(layers, self._not_warm or str(theirs.get("not_warm", "")))
             raise DryRun(doing="trying", target=self.report.name, why="a dry run ends here")
         self._phase("preflight", "open")
         self._conversed.peer_timeout += self._expected / SLOW
@@ -465,6 +496,31 @@ class Migration:
             self._departure.warm_up()
             self._await_readiness(stop)
             self._phase("files", "dump")
+
+    def _foresee(self, layers: int, not_warm: str) -> None:
+        """What it will cost: the container is watched, and a lane tried."""
+
+        def way(seen: Observed) -> Way:
+            self._phase("observe", "probe")
+            lane = self._offered()
+            try:
+                found = probe(self._conversed, lane, seen.sample, ASKING)
+            finally:
+                lane.abort()
+            return found.limited(self._bandwidth) if self._bandwidth else found
+
+        self.report.forecast = foresee(
+            self.host,
+            self.container,
+            way,
+            layers=layers,
+            limits=self._limits,
+            not_warm=not_warm,
+            wish=self._wish,
+            seconds=self._seconds,
+            check=lambda share: self._going(),
+        )
+        self._phase("probe")
 
     def _leave_memory(self) -> None:
         """It stays here until it is asked for."""
@@ -507,11 +563,8 @@ class Migration:
         )
         self._departure.leave_memory_to(self._carrier)
         self.report.tracker = self._carrier.tracker
-        self._carrier.rounds(self._going)
-        self.report.rounds = [
-            {"bytes": one.size, "ms": round(one.seconds * 1e3, 1)} for one in self._carrier.done
-        ]
-        self.report.rounds_why = self._carrier.why
+        with telling.rounds(self.report, self._carrier) as self._round_ended:
+            self._carrier.rounds(self._going)
 
     def _sync_files(self) -> int:
         assert self._departure is not None and self._writer is not None
@@ -521,6 +574,7 @@ class Migration:
         return sent
 
     def _round(self, written: int) -> None:
+        self._round_ended()
         self._show()
         if time.monotonic() > self._files_at + FILES_EVERY:
             self._sync_files()  # memory took long: files that changed meanwhile needn't wait for the freeze
@@ -547,18 +601,22 @@ class Migration:
         self._stack.callback(lane.abort)
         return lane
 
-    def _announced(self, facts: dict[str, Any]) -> LaneWriter:
-        """A lane that is the caller's."""
+    def _offered(self) -> LaneWriter:
+        """A lane that is the caller's, and of which the destination doesn't know yet what it is for."""
         conversation, session = self._conversed, self._session
         assert session is not None
-        lane = open_lane(
+        return open_lane(
             session,
             lambda message: conversation.ask(message, ASKING),
             lambda token, path: [*self._remote, "agent", "--lane", token, "--socket", path],
             kinds=self._lanes or PREFERENCE,
         )
+
+    def _announced(self, facts: dict[str, Any]) -> LaneWriter:
+        """A lane that is the caller's."""
+        lane = self._offered()
         try:
-            conversation.send(make("note", topic="lane", body={"token": lane.token, **facts}))
+            self._conversed.send(make("note", topic="lane", body={"token": lane.token, **facts}))
         except BaseException:
             lane.abort()
             raise
@@ -567,9 +625,10 @@ class Migration:
     def freeze(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
         assert self._departure is not None and self._writer is not None
         before = self._writer.size
-        self._departure.freeze_and_dump(self._writer, check=lambda: self._dumping(stop))
-        self.report.bytes_images = self._writer.size - before
-        self._writer.end()
+        with telling.window(self.report, self._departure, self._carrier):
+            self._departure.freeze_and_dump(self._writer, check=lambda: self._dumping(stop))
+            self.report.bytes_images = self._writer.size - before
+            self._writer.end()
         self._phase("dump", "restore")
         self.report.bytes_total = self._writer.size
         summary = {"bytes": self._writer.size}
@@ -599,6 +658,7 @@ class Migration:
 
     def bury(self, facts: Facts, stop: threading.Event) -> None:
         self._phase("restore", "go")
+        self.report.timeline.moment("it is decided: it runs there")
         if self._lazy:
             self._begin_holding()
         else:
@@ -615,6 +675,7 @@ class Migration:
             self._lender()
 
     def _end_tasks(self) -> None:
+        self.report.timeline.moment("the source's tasks are killed")
         if self._departure is None:
             # Another process began this; its CRIU is gone, the freezer holds the tasks.
             bury_held(self.host, self.container)
@@ -625,6 +686,7 @@ class Migration:
         heal.thaw(self.host, self.container)  # a frozen task of v1 dies only when it thaws
         # They are dying: none will run another instruction. That their memory is freed is not waited for here.
         self._departure.wait_dying()
+        self.report.timeline.moment("none of the source's tasks will run again")
 
     def clean(self, facts: Facts, stop: threading.Event) -> None:
         at = int(facts.get("at", 0))
@@ -633,6 +695,7 @@ class Migration:
             frozen = self._departure.times["frozen"]
             self.report.downtime_ns = at - self._offset_ns - frozen
         self._phase("go", "clean")
+        self._hear_arrivals()
         if self._lane is not None:
             self._lane.abort()  # everything arrived, as the destination's count says
         if self._departure is not None:
@@ -661,6 +724,7 @@ class Migration:
         if facts.get("findings"):
             self.report.findings = list(facts["findings"])
             self.report.checks = checks(self._facts, facts["facts"])
+            self.report.environment[THERE] = checked(facts["facts"].get("environment"))
         self._stopped = self._stopped or _given_up(self.container)
         self._interrupt()
         self._phase(self._current, "resume")
@@ -674,6 +738,13 @@ class Migration:
             heal.release(self.host, self.container)
         if self._lane is not None:
             self._lane.abort()
+            self._hear_arrivals()
+
+    def _hear_arrivals(self) -> None:
+        """For the report, if the destination can still be asked: when what happened there."""
+        with contextlib.suppress(TransportFault):
+            answer = self._conversed.ask(make("note", topic="times", body={}), HEARING)
+            self.report.timeline.arrivals(answer["body"], self._offset_ns)
 
     def reconnect(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
         """A new session with a new agent, with patience. Raises the last attempt's fault."""
@@ -761,11 +832,15 @@ def migrate(
     limits: Limits = Limits(),  # noqa: B008 - immutable
     bandwidth: float | None = None,
     dry_run: bool = False,
+    seconds: float = SECONDS,
     lanes: tuple[str, ...] = (),
     progress: Progress = lambda phase, count, expected: None,
     on_begin: Callable[[Migration], None] = lambda migration: None,
 ) -> Report:
-    """Move container NAME to TARGET ([USER@]HOST[:PORT]). Raises why it stayed."""
+    """Move container NAME to TARGET ([USER@]HOST[:PORT]). Raises why it stayed.
+
+    DRY_RUN: only preflight, and a forecast from SECONDS of watching.
+    """
     host.ready()
     container = host.find(name)
     with lock_container(container, wait=3.0):
@@ -779,6 +854,7 @@ def migrate(
             limits=limits,
             bandwidth=bandwidth,
             dry_run=dry_run,
+            seconds=seconds,
             lanes=lanes,
             progress=progress,
         )

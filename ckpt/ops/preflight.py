@@ -14,6 +14,7 @@ from typing import Any
 
 from ckpt import SOFTWARE
 from ckpt.ops import hooks, places, volumes
+from ckpt.ops.environment import environment
 from ckpt.ops.host import Host
 from ckpt.ops.memory_use import memory_use
 from ckpt.ops.processor import cpu_features, lacking
@@ -53,6 +54,7 @@ def source_facts(host: Host, container: Container, pids: list[int]) -> dict[str,
         "arch": platform.machine(),
         "kernel": platform.release(),
         "criu": host.criu.text,
+        "environment": environment(host),
         "cpu_features": list(cpu_features()),
         "kernel_files": kernel_files(_mountinfo(pids)),
         "layers": {digest: host.layers.info(digest).data_bytes for digest in record.layers},
@@ -325,6 +327,7 @@ def destination_facts(host: Host, facts: Mapping[str, Any]) -> dict[str, Any]:
         "missing_layers": _missing(host, facts),
         "volumes": volumes_here(host, facts),
         "software": SOFTWARE,
+        "environment": environment(host),
         "arch": platform.machine(),
         "kernel": platform.release(),
         "criu": criu,

@@ -3,41 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
+from ckpt.ops.forecast import Forecast
 from ckpt.ops.preflight import Finding
-
-LAZY_RISK = (
-    "from the moment when it runs there until its last page has come the container needs both hosts; "
-    "if either goes down meanwhile, what it did since then is lost"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """What preflight expects. `basis` says from which figures."""
-
-    bytes_memory: int
-    bytes_files: int
-    bytes_layers: int
-    rate: float
-    """Bytes per second of the lane."""
-    downtime_s: float
-    total_s: float
-    basis: str
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "bytes": {
-                "images": self.bytes_memory,
-                "files": self.bytes_files,
-                "layers": self.bytes_layers,
-            },
-            "rate": round(self.rate),
-            "downtime_ms": round(self.downtime_s * 1e3),
-            "total_ms": round(self.total_s * 1e3),
-            "basis": self.basis,
-        }
+from ckpt.ops.timeline import Timeline
 
 
 @dataclass(slots=True)
@@ -80,11 +51,32 @@ class Report:
     rounds: list[dict[str, float]] = field(default_factory=list)
     rounds_why: str = ""
     phases: dict[str, int] = field(default_factory=dict)
+    frozen_ns: int = 0
+    """When the frozen window began; 0: it didn't."""
+    timeline: Timeline = field(default_factory=Timeline)
+    environment: dict[str, dict[str, str]] = field(default_factory=dict)
+    """By host, "source" and "destination": what environment.py tells of each."""
+    outcome: str = ""
+    """"moved", "planned" (a dry run), "stayed", or "unfinished": held until `ckpt recover`."""
+    why: str = ""
+    """It did not move for this reason."""
+    hint: str = ""
+
+    def failed(self, fault: BaseException) -> None:
+        self.outcome = self.outcome or "stayed"
+        self.why = str(fault) or type(fault).__name__
+        self.hint = str(getattr(fault, "hint", ""))
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "id": self.id,
             "name": self.name,
+            "outcome": self.outcome,
+            "why": self.why,
+            "hint": self.hint,
+            "began": datetime.fromtimestamp(self.timeline.began_ns / 1e9, UTC).isoformat(
+                timespec="milliseconds"
+            ),
             "target": self.target,
             "mode": self.mode,
             "mode_why": self.mode_why,
@@ -116,4 +108,6 @@ class Report:
                 "layers": self.bytes_layers,
             },
             "phases_ms": {name: round(ns / 1e6, 1) for name, ns in self.phases.items()},
+            "environment": self.environment,
+            **self.timeline.to_dict(self.frozen_ns),
         }

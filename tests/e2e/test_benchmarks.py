@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import downtime, frozen, service, throughput, total, tracking
+from benchmarks import downtime, forecast, frozen, service, throughput, total, tracking
 from tests import needs
 
 pytestmark = [needs.root, needs.criu, needs.compiler, needs.sshd, needs.kernel("6.7")]
@@ -62,6 +62,12 @@ def test_tracking_and_what_redis_loses(run: Run) -> None:
     found = {row["tracker"]: row for row in found["trackers"]}
     assert found["wp-async"]["stop_ms"] > 0
     assert all(row["during"] > 0 and row["scan_ms"] > 0 for row in found.values())
+
+
+def test_a_forecast_beside_what_came(run: Run) -> None:
+    (found,) = run(forecast, "--sizes 8 --per-ms 1 --modes warm --seconds 0.5")
+    assert found["said"]["downtime_ms"] > 0 and found["came"]["downtime_ms"] > 0
+    assert found["ratio"]["sent_mib"] > 0
 
 
 @needs.tool("redis-server")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ckpt.ops.convergence import Decision, Limits, Next, Round, decide, forecast, throughput
+from ckpt.ops.convergence import Decision, Limits, Next, Round, decide, expect, throughput
 
 MIB = 1 << 20
 LIMITS = Limits(max_downtime=0.05, max_rounds=6)
@@ -55,10 +55,28 @@ def test_the_rate_is_that_of_the_largest_round() -> None:
     ("dirty_rate", "most_rounds", "least_last"),
     [(0, 1, 0), (40 * MIB, 3, 0), (2000 * MIB, 3, 1000 * MIB)],
 )
-def test_a_forecast_follows_the_same_policy(
+def test_what_is_expected_follows_the_same_policy(
     dirty_rate: float, most_rounds: int, least_last: int
 ) -> None:
-    count, total, last = forecast(1024 * MIB, dirty_rate, 500 * MIB, LIMITS)
-    assert 1 <= count <= most_rounds
-    assert last >= least_last
-    assert total >= 1024 * MIB + last
+    course = expect(1024 * MIB, lambda seconds: dirty_rate * seconds, 500 * MIB, LIMITS)
+    assert 1 <= len(course.rounds) <= most_rounds
+    assert course.last >= least_last
+    assert course.size >= 1024 * MIB + course.last
+    assert course.decision.next is Next.FREEZE
+
+
+def test_what_is_expected_gives_up_where_the_policy_does() -> None:
+    limits = Limits(max_downtime=0.05, max_rounds=6, must_converge=True)
+    course = expect(1024 * MIB, lambda seconds: 2000 * MIB * seconds, 500 * MIB, limits)
+    assert course.decision.next is Next.GIVE_UP
+
+
+def test_a_rounds_own_cost_and_the_settling_let_more_be_written() -> None:
+    def written(seconds: float) -> float:
+        return 100 * MIB * seconds
+
+    plain = expect(1024 * MIB, written, 500 * MIB, LIMITS)
+    slow = expect(1024 * MIB, written, 500 * MIB, LIMITS, overhead=0.1, settling=0.2)
+    assert plain.last == pytest.approx(written(plain.rest.seconds), abs=1)
+    assert slow.last == pytest.approx(written(slow.rest.seconds + 0.2), abs=1)
+    assert slow.seconds > plain.seconds

@@ -180,7 +180,7 @@ def test_a_dry_run_says_what_it_would_cost_and_touches_nothing(world: World) -> 
     client = world.connect()
     plan = json.loads(world.migrate("--dry-run", "--json").stdout)
     assert plan["findings"] == []
-    assert plan["forecast"]["bytes"]["images"] >= 16 << 20
+    assert plan["forecast"]["bytes"]["memory"] >= 16 << 20
     assert plan["forecast"]["downtime_ms"] > 0
     assert plan["forecast"]["rate"] > 0
     text = world.migrate("--dry-run").stdout

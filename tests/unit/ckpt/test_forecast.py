@@ -1,0 +1,164 @@
+"""What a forecast says of containers whose memory and writing are known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ckpt.ops import forecast
+from ckpt.ops.convergence import Limits
+from ckpt.ops.forecast import MODES, Circumstances, Way, assumed, cold, lazy, make, warm
+from ckpt.ops.leftover import Content, Leftover
+from ckpt.ops.observe import Observed, Sample
+from ckpt.ops.writing import Curve
+
+MIB = 1 << 20
+GIB = 1 << 30
+FAST = Way(rate=600e6, pace=500e6, round_trip=0.0005)
+
+
+def writes(per_second: float, most: float = float(GIB)) -> Curve:
+    """Ever new pages, until all of MOST are written."""
+    return (
+        Curve(((most / per_second, most), (2 * most / per_second, most))) if per_second else Curve()
+    )
+
+
+def at(
+    memory: int = GIB,
+    writing: Curve = Curve(),  # noqa: B008 - immutable
+    left: tuple[Leftover, ...] = (),
+    way: Way = FAST,
+    **more: object,
+) -> Circumstances:
+    content = Content(tasks=1, mappings=20, carried=memory, left=left)
+    seen = Observed(3.0, "wp-async", content, writing)
+    return Circumstances(seen, way, **more)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("memory", "per_second", "fewest", "most", "frozen_at_most"),
+    [
+        (16 * MIB, 0, 1, 1, 0),
+        (GIB, 0, 1, 1, 0),
+        (GIB, 40 * MIB, 1, 3, 20 * MIB),  # ten pages a millisecond
+        (GIB, 200 * MIB, 2, 6, 90 * MIB),
+        (GIB, 2 * GIB, 2, 2, GIB),  # faster than it is sent: never gets less
+    ],
+)
+def test_rounds_and_the_frozen_rest_follow_from_memory_and_writing(
+    memory: int, per_second: float, fewest: int, most: int, frozen_at_most: int
+) -> None:
+    found = warm(at(memory, writes(per_second, memory)))
+    assert found.possible
+    assert fewest <= len(found.rounds) - 1 <= most  # besides the rest
+    assert found.frozen <= frozen_at_most
+    assert found.size == sum(one.size for one in found.rounds) + found.frozen
+    assert found.sent >= memory
+
+
+def test_downtime_of_warm_hardly_grows_with_memory_and_that_of_cold_does() -> None:
+    small, large = at(16 * MIB), at(4 * GIB)
+    assert warm(large).downtime_s < warm(small).downtime_s + 0.2
+    assert cold(large).downtime_s > cold(small).downtime_s + 4.0
+
+
+def test_a_working_set_that_is_written_again_and_again_is_sent_once_in_the_window() -> None:
+    hot = Curve(((0.02, 10.0 * MIB), (3.0, 10.0 * MIB)))
+    found = warm(at(GIB, hot))
+    assert found.frozen == 10 * MIB
+
+
+def test_what_rounds_cannot_carry_stands_in_the_window_with_its_cost() -> None:
+    left = (Leftover("shared memory", 900_000_000), Leftover("memfd", 90_000_000))
+    found = warm(at(16 * MIB, left=left))
+    cost = {part.what: part.seconds for part in found.window}
+    assert cost["shared memory"] == pytest.approx(900e6 / 600e6)
+    assert cost["memfd"] == pytest.approx(90e6 / 600e6)
+    assert found.downtime_s >= 1.65
+    assert found.frozen == 990_000_000
+    assert cold(at(16 * MIB, left=left)).frozen == 990_000_000 + 16 * MIB
+
+
+@pytest.mark.parametrize(
+    ("more", "warm_why", "cold_why"),
+    [
+        ({"not_warm": "no userfaultfd"}, "no userfaultfd", ""),
+        ({"against": "io_uring: process 7"}, "io_uring: process 7", "io_uring: process 7"),
+    ],
+)
+def test_a_mode_that_is_not_possible_says_why(
+    more: dict[str, str], warm_why: str, cold_why: str
+) -> None:
+    found = make(at(**more))  # type: ignore[arg-type]
+    # Lazy is made of the same parts as warm.
+    assert [one.why for one in found.predictions] == [warm_why, cold_why, warm_why]
+    assert [one.possible for one in found.predictions] == [False, not cold_why, False]
+    assert (found.chosen.mode if found.chosen else None) == (None if cold_why else "cold")
+
+
+def test_rather_stay_than_stand_still_for_long_is_foreseen() -> None:
+    limits = Limits(must_converge=True)
+    found = warm(at(GIB, writes(4 * GIB, GIB), limits=limits))
+    assert not found.possible
+    assert "as fast as it is sent" in found.why
+
+
+def test_processes_that_cannot_be_tracked_are_named() -> None:
+    here = at()
+    seen = replace(here.observed, untracked=("process 7: 32-bit code",))
+    assert "process 7: 32-bit code" in warm(replace(here, observed=seen)).notes[0]
+
+
+def test_lazy_stands_still_for_a_constant_time_and_says_its_risk() -> None:
+    found = lazy(at(4 * GIB))
+    assert found.downtime_s < lazy(at(16 * MIB)).downtime_s + 0.2
+    assert found.frozen == 0 and found.size == 4 * GIB
+    assert found.total_s > 4 * GIB / FAST.pace
+    assert "needs both hosts" in found.notes[0]
+
+
+@pytest.mark.parametrize("wish", ["auto", "warm", "cold", "lazy"])
+def test_the_mode_that_was_asked_for_is_the_one_that_counts(wish: str) -> None:
+    found = make(at(), wish)
+    assert found.chosen is not None
+    assert found.chosen.mode == ("warm" if wish == "auto" else wish)
+    told = found.to_dict()
+    assert told["mode"] == found.chosen.mode
+    assert told["downtime_ms"] == round(found.chosen.downtime_s * 1e3)
+    assert [one["mode"] for one in told["modes"]] == list(MODES)
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "sample", "pace", "share"),
+    [
+        (100e6, Sample(0.0, 1.0, 1e9), 100e6, 1.0),
+        (100e6, Sample(0.0, 4.0, 1e9), 400e6, 0.25),  # packed: four times as much memory
+        (100e6, Sample(0.5, 1.0, 1e9), 200e6, 0.5),  # zeros never travel
+        (10e9, Sample(0.0, 4.0, 1e9), forecast.PACE, 1.0),  # the lane is faster than packing
+        (100e6, Sample(1.0, 1.0, 1e9), forecast.PACE, 0.0),
+    ],
+)
+def test_an_assumed_way_packs_where_that_pays(
+    bandwidth: float, sample: Sample, pace: float, share: float
+) -> None:
+    found = assumed(bandwidth, replace(at().observed, sample=sample))
+    assert found.pace == pytest.approx(pace)
+    assert found.share == pytest.approx(share)
+    assert "assumed" in found.basis
+
+
+def test_a_bandwidth_limits_the_lane_not_what_is_packed() -> None:
+    way = Way(rate=600e6, pace=500e6, share=0.25)
+    assert way.limited(50e6).pace == 200e6
+    assert way.limited(1e9).pace == 500e6
+
+
+def test_a_slower_lane_never_makes_anything_better() -> None:
+    last = 0.0
+    for rate in (1e9, 300e6, 100e6, 30e6, 10e6):
+        one = at(GIB, writes(5 * MIB, 64 * MIB), way=Way(rate, rate))
+        total = warm(one).total_s
+        assert total > last
+        last = total
