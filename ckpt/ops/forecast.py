@@ -3,15 +3,15 @@
 What is seen comes from observe.py (the container: what it holds, how fast it writes) and probe.py (the way to the other
 host; without one, an assumed bandwidth). Where the rounds end is asked of convergence.py, the policy of the real thing.
 
-A mode is a function in MODES from `Circumstances` to `Prediction`. The constants are of `benchmarks/forecast.py`, which
-holds predictions against what came: single moves between two lab hosts on the project's 2-core machine, Linux 6.18.
-Another machine's differ; the parts that grow (pages, mappings, bytes over the lane) are measured each time.
+A mode is a function in MODES from `Circumstances` to `Prediction`. Constants that name no other source come from 18
+moves that `benchmarks/forecast.py` made between two lab hosts on 2 cores that were busy otherwise (Linux 6.18; 16, 256
+and 1024 MiB, 10 pages a millisecond). Other machines differ; what grows most (pages, the lane) is measured each time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckpt.ops.convergence import Course, Limits, Next, Round, expect
@@ -19,22 +19,31 @@ from ckpt.ops.observe import Observed
 from runtime.pagesource.compress import better_compressed
 
 GIB = 1 << 30
-BASE = 0.12
-"""Seconds that the container stands still whatever it holds: freezing, CRIU's own work at both ends, the verdict."""
+BASE = 0.1
+"""Seconds that the container stands still whatever it holds: freezing, CRIU's own work at both ends, the verdict.
+Moves of 16 MiB took 117 to 152 ms, of which their pages were 20 to 50."""
 PER_TASK = 0.004
-"""Seconds for each further process: CRIU seizes, dumps and forks it."""
+"""Seconds for each further process: CRIU seizes, dumps and forks it. A guess."""
 PER_MAPPING = 60e-6
 """Seconds for each mapping: a scan that the veil answers (docs/warm.md), and its part of dump and restore."""
 PER_BYTE = 0.036 / GIB
 """Seconds per byte of memory that stays out of CRIU's images: smaps 12, CRIU's loop 14, restore 10 ms per GiB."""
+LAZY_PER_BYTE = 0.3 / GIB
+"""The same where memory follows (lazy): 250 to 450 ms more for 1 GiB than for 16 MiB."""
+STREAM = 1.5
+"""CRIU's images travel so much faster than the pages of a trial, which are hashed and kept: 1.3 to 1.7 times."""
+ROUNDS = 0.75
+"""Real rounds reach so much of the trial's pace: their memory isn't in a cache, and is searched for equal pages. 0.6 to
+0.85 of it."""
 DUMP_RATE = 900e6
 """Bytes per second that CRIU dumps and restores, pages touched for the first time."""
 ROUND_TRIPS = 2.5
 """Between the hosts in the frozen window: sent and received, prepared and go, half of running."""
 OVERHEAD = 0.01
 """Seconds of a round besides its bytes: looking, and the pipeline's filling and emptying."""
-SETTLING = 0.3
-"""Seconds between the last round and the freeze, in which CRIU starts at both ends."""
+SETTLING = 0.12
+"""Seconds between the last look and the freeze, in which CRIU starts at both ends: 2 to 8 MiB were written in them at
+40 MB/s."""
 AROUND = 1.0
 """Seconds before and after: session, preflight, lanes, cleaning up."""
 PACE = 700e6
@@ -59,11 +68,13 @@ class Way:
     round_trip: float = 0.001
     kind: str = ""
     basis: str = ""
+    stream: float = 0.0
+    """Bytes per second of CRIU's images and files; 0: as RATE."""
 
     def limited(self, bandwidth: float) -> Way:
         """With no more than BANDWIDTH bytes per second on the lane for memory."""
         pace = min(self.pace, bandwidth / max(self.share, 1e-3))
-        return Way(self.rate, pace, self.share, self.round_trip, self.kind, self.basis)
+        return replace(self, pace=pace, stream=self.stream or self.rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +197,7 @@ def lazy(at: Circumstances) -> Prediction:
         return Prediction("lazy", False, reason)
     seen = at.observed
     carried, left = seen.content.carried, sum(one.size for one in seen.content.left)
-    tables = Part("page tables of what follows", PER_BYTE * carried)
+    tables = Part("making place for what follows", LAZY_PER_BYTE * carried)
     window = [*_fixed(at), tables, *_left(at)]
     return Prediction(
         "lazy",
@@ -199,7 +210,10 @@ def lazy(at: Circumstances) -> Prediction:
         + SETTLING
         + sum(part.seconds for part in window)
         + carried / at.way.pace,
-        notes=(f"risk: {LAZY_RISK}",),
+        notes=(
+            "a program that writes all over its memory waits for pages one by one: it may take many times as long",
+            f"risk: {LAZY_RISK}",
+        ),
     )
 
 
@@ -218,7 +232,7 @@ def _around(at: Circumstances) -> float:
 
 def _dumped(at: Circumstances) -> float:
     """Bytes per second of what CRIU dumps while it travels."""
-    return min(at.way.rate, DUMP_RATE)
+    return min(at.way.stream or at.way.rate, DUMP_RATE)
 
 
 def _fixed(at: Circumstances) -> list[Part]:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ckpt.ops.forecast import Way
+from ckpt.ops.forecast import ROUNDS, STREAM, Way
 from ckpt.ops.landing import Landing
 from ckpt.ops.observe import Sample
 from runtime.pagesource.read import TaskReader
@@ -106,7 +106,7 @@ def probe(conversation: Conversation, lane: LaneWriter, sample: Sample, asking: 
     basis = f"{rate / 1e6:.0f} MB/s measured over the {lane.kind} lane"
     if share < PACKS:
         basis += f", {pace / 1e6:.0f} MB/s of memory that packs like this container's"
-    return Way(rate, pace, share, round_trip, lane.kind, basis)
+    return Way(rate, pace * ROUNDS, share, round_trip, lane.kind, basis, stream=rate * STREAM)
 
 
 class _Pages:

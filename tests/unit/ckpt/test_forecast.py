@@ -111,12 +111,12 @@ def test_processes_that_cannot_be_tracked_are_named() -> None:
     assert "process 7: 32-bit code" in warm(replace(here, observed=seen)).notes[0]
 
 
-def test_lazy_stands_still_for_a_constant_time_and_says_its_risk() -> None:
+def test_lazy_stands_still_for_a_part_of_what_cold_does_and_says_its_risk() -> None:
     found = lazy(at(4 * GIB))
-    assert found.downtime_s < lazy(at(16 * MIB)).downtime_s + 0.2
+    assert found.downtime_s < cold(at(4 * GIB)).downtime_s / 3
     assert found.frozen == 0 and found.size == 4 * GIB
     assert found.total_s > 4 * GIB / FAST.pace
-    assert "needs both hosts" in found.notes[0]
+    assert "needs both hosts" in found.notes[-1]
 
 
 @pytest.mark.parametrize("wish", ["auto", "warm", "cold", "lazy"])
