@@ -97,7 +97,7 @@ def move(criu: str, pid: int, root: Path, folder: Path) -> None:
             plan = plan_lazy(parse_page_map(sink.held[name], name), veil.hidden[pid])
             sink.held[name] = build_page_map(plan.page_map.pages_id, plan.page_map.runs)
             memory.copy(plan.fetch, quick=True)
-        pager.pages(TASK, memory.store[TASK].fd)
+        pager.pages(TASK, memory.store[TASK])
         pager.complete()
         for name in sorted(sink.held, key=lambda name: name == INVENTORY):
             spool.put(name, sink.held[name])

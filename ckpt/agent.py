@@ -36,7 +36,7 @@ from runtime.errors import Conflict, NotFound, SystemFault, TimedOut
 from transport.conversation import Conversation, Facts
 from transport.errors import ProtocolFault
 from transport.framing import FdStream, FrameLink
-from transport.lane_opening import LaneHost
+from transport.lane_host import LaneHost
 from transport.lanes import LaneReader
 from transport.messages import Message, greet, make
 from transport.protocol import AbortAsked, Action, Begin, Destination, Outcome, State

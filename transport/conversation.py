@@ -58,7 +58,7 @@ GREETING = 90.0
 """Seconds. Each end says something that often, and takes the link for lost when nothing came for that long: a host
 that vanished without a word ends no TCP connection, and an agent that only listens would stay for hours. The first word
 may take longer: a login shell has its own ideas."""
-_TICK = 0.1  # how late a reader notices that its link is to be closed
+_TICK = 0.1  # seconds between looks at the clocks of a link
 # What answers what; a note is answered by a note of the same topic.
 _ANSWER_TO = {"lane_ask": "lane_offer", "settle": "settled", "note": "note"}
 
@@ -288,12 +288,14 @@ class _Reader:
                     self.link.send(make("ping", n=0), timeout=SILENCE)
                     said = time.monotonic()
             except TransportFault as fault:
-                self._conversation.lost(self, fault)
+                if not self._over.is_set():
+                    self._conversation.lost(self, fault)
                 return
 
     def close(self) -> None:
         """Descriptors must not be closed under a thread that waits on them: it ends first."""
         self._over.set()
+        self.link.wake()
         if self._thread is not threading.current_thread():
             self._thread.join()
         self.link.close()

@@ -210,6 +210,10 @@ class ByteStream(Protocol):
         """Why the stream ended, as the error that a reader should see."""
         ...
 
+    def wake(self) -> None:
+        """From another thread: receive() returns b"", now and for ever."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -221,14 +225,18 @@ class FdStream:
         self._write_fd = write_fd
         self._target = target
         self._closed = False
+        self._woken = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def receive(self, size: int, timeout: float | None) -> bytes:
         poller = select.poll()
         poller.register(self._read_fd, select.POLLIN)
-        if not poller.poll(None if timeout is None else max(0, timeout) * 1000):
+        poller.register(self._woken, select.POLLIN)
+        if not (ready := poller.poll(None if timeout is None else max(0, timeout) * 1000)):
             raise TimedOut(
                 doing="waiting for", target=self._target, why=f"no answer in {timeout:g} s"
             )
+        if any(fd == self._woken for fd, _ in ready):
+            return b""
         try:
             return os.read(self._read_fd, size)
         except ConnectionError:
@@ -260,9 +268,13 @@ class FdStream:
             doing="reading from", target=self._target, why="the connection was closed", retry=True
         )
 
+    def wake(self) -> None:
+        os.eventfd_write(self._woken, 1)
+
     def close(self) -> None:
         if not self._closed:
             self._closed = True
+            os.close(self._woken)
             os.close(self._read_fd)
             if self._write_fd != self._read_fd:
                 os.close(self._write_fd)
@@ -282,6 +294,7 @@ class FrameLink:
         self._ready: deque[Message] = deque()
         self._sending = threading.Lock()
         self._dead: TransportFault | None = None
+        self._woken = False
 
     def send(self, message: Mapping[str, Any], *, timeout: float = SEND_TIMEOUT) -> None:
         """Send one message whole.  Raises LinkLost, TimedOut, ProtocolFault (not sent)."""
@@ -306,9 +319,14 @@ class FrameLink:
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             data = self._stream.receive(65536, left)
             if not data:
-                raise self._stream.ended()
+                raise _woken() if self._woken else self._stream.ended()
             self._ready.extend(self._decoder.feed(data))
         return self._ready.popleft()
+
+    def wake(self) -> None:
+        """From another thread: recv() raises LinkLost, so that the link can be closed."""
+        self._woken = True
+        self._stream.wake()
 
     def close(self) -> None:
         """Close the stream below.  A thread that waits in recv() must be done by itself."""
@@ -319,3 +337,7 @@ class FrameLink:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _woken() -> LinkLost:
+    return LinkLost(doing="reading from", target="the peer", why="the link is being closed")

@@ -80,6 +80,9 @@ class RemoteProcess:
             except OSError:
                 return b""
 
+    def wake(self) -> None:
+        self._channel.close()  # paramiko has nothing gentler that ends a recv()
+
     def send_all(self, data: bytes, timeout: float) -> None:
         deadline = time.monotonic() + timeout
         view = memoryview(data)

@@ -1,4 +1,4 @@
-"""migrate, agent, recover."""
+"""migrate, recover."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from ckpt import agent as agents
 from ckpt.cli import show
 from ckpt.cli.edge import SIGNALLED, exit_code
 from ckpt.cli.edge import report as report_fault
@@ -16,6 +15,7 @@ from ckpt.cli.forecast import show_plan
 from ckpt.cli.page.file import PageFile
 from ckpt.cli.page.migration import render
 from ckpt.cli.progress import MigrationProgress
+from ckpt.cli.threads import SWITCH
 from ckpt.cli.types import CONTAINER, HOST, command, json_option
 from ckpt.ops import interrupt
 from ckpt.ops import migrate as migrating
@@ -25,14 +25,7 @@ from ckpt.ops.forecast import LAZY_RISK
 from ckpt.ops.host import Host
 from ckpt.ops.report import Report
 from runtime.cgroups.parse import parse_size
-from runtime.errors import BadInput, RuntimeFault, SystemFault, TimedOut
-from transport.lane_handover import lane_main
-from transport.protocol import Outcome
-
-SWITCH = 0.0005
-"""Seconds that a thread may keep the interpreter while another waits for it. Inside the frozen window CRIU, the files
-and the last pages are served by a thread each, and Python's own 5 ms come in multiples.
-"""
+from runtime.errors import RuntimeFault, SystemFault, TimedOut
 
 
 @command("migrate")
@@ -243,21 +236,6 @@ def _show_summary(name: str, target: str, report: Report) -> None:
     )
 
 
-@command("agent", hidden=True)
-@click.option("--lane", "token", hidden=True)
-@click.option("--socket", "path", hidden=True)
-def agent(host: Host, token: str | None, path: str | None) -> None:
-    """The other host's end of a migration, on standard input and output. Started by ckpt over SSH."""
-    if token is not None:
-        if path is None:
-            raise BadInput(doing="reading", target="--lane", why="it needs --socket")
-        lane_main(token, path)
-        return
-    sys.setswitchinterval(SWITCH)
-    outcome = agents.serve(host)
-    sys.exit(0 if outcome in (Outcome.MOVED, Outcome.WAITING, Outcome.ABORTED) else 1)
-
-
 @command("recover")
 @click.option(
     "--assume",
@@ -281,4 +259,4 @@ def recover(host: Host, migration: str | None, assume: str | None, as_json: bool
         click.echo("nothing to recover")
 
 
-COMMANDS = [migrate, agent, recover]
+COMMANDS = [migrate, recover]

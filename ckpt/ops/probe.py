@@ -30,7 +30,7 @@ from runtime.pagesource.send import PageSender
 from runtime.pagesource.wire import PAGE
 from transport.conversation import Conversation
 from transport.errors import LinkLost, TransportFault
-from transport.lane_opening import LaneHost
+from transport.lane_host import LaneHost
 from transport.lanes import LaneReader, LaneWriter
 from transport.messages import make
 

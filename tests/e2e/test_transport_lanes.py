@@ -18,7 +18,8 @@ from tests import needs
 from tests.contract.sshd_lab import REPO, Lab, Sshd, lab
 from transport.errors import LinkLost, RemoteMissing, TimedOut, TransportFault, Unreachable
 from transport.lane_handover import HandedReader, LaneServer
-from transport.lane_opening import LaneHost, open_lane
+from transport.lane_host import LaneHost
+from transport.lane_opening import open_lane
 from transport.lane_openssh import OpensshWriter
 from transport.lane_paramiko import ParamikoWriter
 from transport.lane_tls import Identity, TlsListener, TlsWriter, arrival_address
