@@ -58,6 +58,10 @@ class Rewriter:
     def __init__(self) -> None:
         self._rewrites: list[tuple[re.Pattern[str], Rewrite]] = []
 
+    def __bool__(self) -> bool:
+        """Whether there is anything to rewrite."""
+        return bool(self._rewrites)
+
     def add(self, pattern: str, rewrite: Rewrite) -> None:
         """pattern: a regular expression for the whole name."""
         self._rewrites.append((re.compile(pattern), rewrite))

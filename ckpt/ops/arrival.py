@@ -161,7 +161,8 @@ class Arrival:
         self.container.paths.logs.mkdir(mode=0o700)
         write_etc(self.container)
         self._make_tmpfs()
-        rehearse()  # for the rewriter
+        if self.rewriter():
+            rehearse()
 
     def _make_tmpfs(self) -> None:
         for one in launch.tmpfs_of(self.container):
