@@ -16,7 +16,8 @@ import contextlib
 from ckpt.ops import arrival, later
 from ckpt.ops.host import Host
 from ckpt.ops.journal import Journal
-from ckpt.ops.migrate import Migration, peer_state
+from ckpt.ops.migrate import Migration
+from ckpt.ops.other_host import peer_state
 from runtime.container.record import LIVE
 from runtime.errors import NotFound
 from transport.protocol import Outcome, State

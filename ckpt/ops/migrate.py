@@ -36,6 +36,7 @@ from ckpt.ops.journal import Entry, Journal
 from ckpt.ops.lend import TOPIC, Debt, Lending
 from ckpt.ops.memory_use import MemoryUse, memory_use
 from ckpt.ops.observe import SECONDS, Observed
+from ckpt.ops.other_host import ASKING, OtherHost
 from ckpt.ops.preflight import (
     checks,
     clashing_volumes,
@@ -51,19 +52,14 @@ from runtime.container.record import Container
 from runtime.criu.failures import CriuFault
 from runtime.errors import NotFound, RuntimeFault, SystemFault, Unsupported
 from runtime.pagesource.send import PageSender
-from transport import ssh
 from transport.conversation import Conversation, Facts
 from transport.errors import (
-    AuthRefused,
-    HostKeyChanged,
     LinkLost,
     PeerFault,
     TransportFault,
-    UnknownHost,
 )
 from transport.framing import FrameLink
-from transport.lane_opening import open_lane
-from transport.lanes import PREFERENCE, LaneWriter
+from transport.lanes import LaneWriter
 from transport.messages import Message, greet, make
 from transport.protocol import (
     AbortAsked,
@@ -89,15 +85,8 @@ REACHING_LAZY = 600.0
 FOR_EVER = 30 * 24 * 3600.0
 TELLING = 10.0
 """The same, to tell it that it isn't: the container runs here already, and `ckpt recover` can tell it later."""
-CLOCK_ASKS = 5
 SLOW = 20e6
 """Bytes per second that a destination restores at least."""
-ASKING = 30.0
-"""Seconds that the peer may take to answer a question besides the transaction."""
-
-
-HEARING = 2.0
-"""Seconds that it may take to tell what is only for the report."""
 
 
 class Refused(Unsupported):
@@ -142,16 +131,13 @@ class Migration:
         self._dry_run = dry_run
         self._seconds = seconds
         self._not_warm = ""
-        self._lanes = lanes
         self._progress = progress
         identity = f"{container.record.id}-{secrets.token_hex(4)}"
         self.report = Report(
             identity, container.record.name, target, "warm" if mode == "auto" else mode
         )
-        self._hosts = Registry(host)
-        self._remote = self._hosts.command(target)
+        self._there = OtherHost(Registry(host), target, lanes)
         self._stack = contextlib.ExitStack()
-        self._session: ssh.Session | None = None
         self._lane: LaneWriter | None = None
         self._writer: StreamWriter | None = None
         self._departure: Departure | None = None
@@ -161,7 +147,6 @@ class Migration:
         self._facts: dict[str, Any] = {}
         self._hurry = threading.Event()
         self._cancel = -1
-        self._offset_ns = 0
         self._expected = 0
         self._files_at = 0.0
         self._round_ended: Callable[[], None] = lambda: None
@@ -189,6 +174,7 @@ class Migration:
             besides=self._besides,
             interrupt=self._interrupt,
         )
+        self._there.conversation = self.conversation
         return self.conversation
 
     @property
@@ -210,7 +196,7 @@ class Migration:
                 self._cancel = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
                 self._stack.callback(os.close, self._cancel)
                 self._progress("connect", 0, 0)
-                link = self._dial(ssh_timeout=None)
+                link = self._stack.enter_context(self._there).dial()
                 self._phase("connect", "preflight")
                 finish = self._carry_out(link)
                 report.state = str(self._conversed.machine.state)
@@ -292,7 +278,7 @@ class Migration:
 
     def conclude(self, state: State) -> tuple[Outcome, Exception | None]:
         """Recovery: from the journal's STATE to the end."""
-        with self._stack:
+        with self._stack, self._there:
             finish = self._converse(None).run(Restored(state))
             if finish.outcome is Outcome.ABORTED:
                 self._forget_aborted()
@@ -321,13 +307,6 @@ class Migration:
         )
         refused.report = self.report
         return refused
-
-    def _dial(self, ssh_timeout: float | None) -> FrameLink:
-        session = self._hosts.connect(self.report.target, timeout=ssh_timeout)
-        self._stack.callback(session.close)
-        self._session = session
-        agent = session.open_command([*self._remote, "agent"])
-        return FrameLink(agent)
 
     def _phase(self, ended: str, begun: str = "") -> None:
         now = time.time_ns()
@@ -364,7 +343,7 @@ class Migration:
                 container=self.container.record.id,
                 name=self.container.record.name,
                 # Not its name here: that may be taken away before `ckpt recover` needs it.
-                peer=self._hosts.meant(self.report.target).target,
+                peer=self._there.address,
                 state=str(state),
             )
             self._journal = Journal(self.host.paths.journals, entry)
@@ -393,7 +372,8 @@ class Migration:
             raise self._refusal()
         if self.report.mode != "cold":
             self._facts["memory"] += use.forked
-        self._compare_clocks()
+        self._there.compare_clocks()
+        self.report.clock_error_ns = self._there.clock_error_ns
         return {"mode": self.report.mode, "facts": self._facts}
 
     def _why_not_apart(self, use: MemoryUse) -> str:
@@ -425,20 +405,6 @@ class Migration:
             ]
         self.report.mode = "cold"
         self.report.mode_why = why_not_warm
-
-    def _compare_clocks(self) -> None:
-        """The other host's clock against ours, from the quickest of a few round trips (as NTP does)."""
-        assert self.conversation is not None
-        best = None
-        for _ in range(CLOCK_ASKS):
-            before = time.time_ns()
-            answer = self.conversation.ask(make("note", topic="clock", body={}), ASKING)
-            theirs = int(answer["body"]["ns"])
-            after = time.time_ns()
-            if best is None or after - before < best[0]:
-                best = (after - before, theirs - (before + after) // 2)
-        assert best is not None
-        self.report.clock_error_ns, self._offset_ns = best[0] // 2, best[1]
 
     def sync(self, facts: Facts, stop: threading.Event) -> None:
         theirs = facts["facts"]
@@ -488,13 +454,13 @@ class Migration:
             self._phase("files", "memory")
             self._copy_memory()
             self._departure.warm_up()
-            self._await_readiness(stop)
+            self._there.await_readiness(stop)
             self._phase("memory", "dump")
         else:
             if self._lazy:
                 self._leave_memory()
             self._departure.warm_up()
-            self._await_readiness(stop)
+            self._there.await_readiness(stop)
             self._phase("files", "dump")
 
     def _foresee(self, layers: int, not_warm: str) -> None:
@@ -502,7 +468,7 @@ class Migration:
 
         def way(seen: Observed) -> Way:
             self._phase("observe", "probe")
-            lane = self._offered()
+            lane = self._there.offered_lane()
             try:
                 found = probe(self._conversed, lane, seen.sample, ASKING)
             finally:
@@ -535,7 +501,7 @@ class Migration:
         self._lending = Lending(
             self.host.cgroup(self.container).pids,
             say=lambda word: conversation.send(make("note", topic=TOPIC, body=dict(word))),
-            lane=lambda mark: self._announced({"for": mark}),
+            lane=lambda mark: self._there.announced_lane({"for": mark}),
             lost=lambda fault: conversation.tell(Lost(_as_transport(fault))),
             rate=self._bandwidth,
             show=self._missing,
@@ -579,15 +545,6 @@ class Migration:
         if time.monotonic() > self._files_at + FILES_EVERY:
             self._sync_files()  # memory took long: files that changed meanwhile needn't wait for the freeze
 
-    def _await_readiness(self, stop: threading.Event) -> None:
-        """Until CRIU waits at the destination for its first image: nothing that can be done before is in the window."""
-        until = time.monotonic() + ASKING
-        while time.monotonic() < until and not stop.is_set():
-            answer = self._conversed.ask(make("note", topic="ready", body={}), ASKING)
-            if answer["body"].get("ready"):
-                return
-            time.sleep(0.01)
-
     def _open_lane(self) -> None:
         self._lane = self._another_lane({"mode": self.report.mode})
         if self.report.mode != "cold":
@@ -596,30 +553,8 @@ class Migration:
             self._urgent_lane = self._another_lane({})
 
     def _another_lane(self, facts: dict[str, Any]) -> LaneWriter:
-        """A lane, announced to the destination in the order of their use."""
-        lane = self._announced(facts)
+        lane = self._there.announced_lane(facts)
         self._stack.callback(lane.abort)
-        return lane
-
-    def _offered(self) -> LaneWriter:
-        """A lane that is the caller's, and of which the destination doesn't know yet what it is for."""
-        conversation, session = self._conversed, self._session
-        assert session is not None
-        return open_lane(
-            session,
-            lambda message: conversation.ask(message, ASKING),
-            lambda token, path: [*self._remote, "agent", "--lane", token, "--socket", path],
-            kinds=self._lanes or PREFERENCE,
-        )
-
-    def _announced(self, facts: dict[str, Any]) -> LaneWriter:
-        """A lane that is the caller's."""
-        lane = self._offered()
-        try:
-            self._conversed.send(make("note", topic="lane", body={"token": lane.token, **facts}))
-        except BaseException:
-            lane.abort()
-            raise
         return lane
 
     def freeze(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
@@ -693,9 +628,9 @@ class Migration:
         self._end_lending(facts.get("facts", {}))
         if self._departure is not None and at:
             frozen = self._departure.times["frozen"]
-            self.report.downtime_ns = at - self._offset_ns - frozen
+            self.report.downtime_ns = at - self._there.clock_offset_ns - frozen
         self._phase("go", "clean")
-        self._hear_arrivals()
+        self._there.hear_arrivals(self.report.timeline)
         if self._lane is not None:
             self._lane.abort()  # everything arrived, as the destination's count says
         if self._departure is not None:
@@ -738,13 +673,7 @@ class Migration:
             heal.release(self.host, self.container)
         if self._lane is not None:
             self._lane.abort()
-            self._hear_arrivals()
-
-    def _hear_arrivals(self) -> None:
-        """For the report, if the destination can still be asked: when what happened there."""
-        with contextlib.suppress(TransportFault):
-            answer = self._conversed.ask(make("note", topic="times", body={}), HEARING)
-            self.report.timeline.arrivals(answer["body"], self._offset_ns)
+            self._there.hear_arrivals(self.report.timeline)
 
     def reconnect(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
         """A new session with a new agent, with patience. Raises the last attempt's fault."""
@@ -756,17 +685,7 @@ class Migration:
             if self._hurry.wait(min(5.0, 0.05 * 2**self._reconnects)):
                 raise self._stopped or _given_up(self.container)
         patience = TELLING if telling else REACHING_LAZY if self._lazy else REACHING
-        until = time.monotonic() + patience
-        delay = 0.1
-        while True:
-            left = max(1.0, until - time.monotonic())
-            try:
-                return {"link": self._dial(min(left, 10.0))}
-            except TransportFault as fault:
-                hopeless = isinstance(fault, UnknownHost | HostKeyChanged | AuthRefused)
-                if hopeless or time.monotonic() + delay > until or self._hurry.wait(delay):
-                    raise
-            delay = min(5.0, delay * 2)
+        return {"link": self._there.reach(patience, self._hurry)}
 
 
 class DryRun(RuntimeFault):
@@ -792,28 +711,6 @@ def _given_up(container: Container) -> SystemFault:
     return SystemFault(
         doing="migrating", target=f"container {container.record.name}", why="it was given up"
     )
-
-
-def peer_state(host: Host, target: str, identity: str) -> State | None:
-    """What TARGET's journal of migration IDENTITY says; None if it can't be asked."""
-    try:
-        with contextlib.ExitStack() as stack:
-            hosts = Registry(host)
-            session = hosts.connect(target, timeout=10.0)
-            stack.callback(session.close)
-            link = FrameLink(session.open_command([*hosts.command(target), "agent"]))
-            stack.callback(link.close)
-            link.send(greet(SOFTWARE, FEATURES))
-            until = time.monotonic() + ASKING
-            while time.monotonic() < until:
-                heard = link.recv(ASKING)
-                if heard["type"] == "hello":
-                    link.send(make("status", id=identity))
-                elif heard["type"] == "status_is":
-                    return State(heard["state"])
-    except (TransportFault, ValueError, KeyError) as fault:
-        log.info("%s does not say what it knows: %s", target, fault)
-    return None
 
 
 def bury_held(host: Host, container: Container) -> None:
