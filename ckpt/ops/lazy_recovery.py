@@ -28,7 +28,9 @@ def at_source(migration: Migration, journal: Journal, assume: str) -> str:
     entry = journal.entry
     if assume == "committed":
         journal.write(State.RUNNING)
-        migration.conclude(State.RUNNING)
+        outcome, cause = migration.conclude(State.RUNNING)
+        if outcome is not Outcome.MOVED:
+            return f"not given up yet, ckpt recover goes on with it: {cause}"
         return f"given up: it was at {entry.peer}, and its memory that was held here is gone"
     answer = peer_state(migration.host, entry.peer, entry.id)
     if answer not in (State.NONE, State.ABORTED, None):

@@ -453,15 +453,13 @@ class Migration:
         if self.report.mode == "warm":
             self._phase("files", "memory")
             self._copy_memory()
-            self._departure.warm_up()
-            self._there.await_readiness(stop)
-            self._phase("memory", "dump")
-        else:
-            if self._lazy:
-                self._leave_memory()
-            self._departure.warm_up()
-            self._there.await_readiness(stop)
-            self._phase("files", "dump")
+        elif self._lazy:
+            self._leave_memory()
+        self._departure.warm_up()
+        self._there.await_readiness(stop)
+        # It may be gone by the time that this failed, if it does.
+        self._there.hear_arrivals(self.report.timeline)
+        self._phase("memory" if self.report.mode == "warm" else "files", "dump")
 
     def _foresee(self, layers: int, not_warm: str) -> None:
         """What it will cost: the container is watched, and a lane tried."""

@@ -57,7 +57,12 @@ class Timeline:
         self.moments.append(Moment(host, what, at_ns or time.time_ns()))
 
     def arrivals(self, told: Mapping[str, Any], offset_ns: int) -> None:
-        """What the destination says of itself, by names of ARRIVALS, on its clock, which is OFFSET_NS ahead of ours."""
+        """What the destination says of itself, by names of ARRIVALS, on its clock, which is OFFSET_NS ahead of ours.
+
+        It may be asked more than once: what it said last counts.
+        """
+        self.moments = [one for one in self.moments if one.host != THERE]
+        self.spans = [one for one in self.spans if one.host != THERE]
         times = [
             (int(told[name]) - offset_ns, what)
             for name, what in ARRIVALS.items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import subprocess
@@ -88,6 +89,8 @@ def lab() -> Iterator[Lab]:
 
 
 Journey = Callable[[Lab, str], Host]
+_numbers = itertools.count(1)
+"""In names: a test that is run again must not find what it left."""
 
 
 def restored(lab: Lab, name: str) -> Host:
@@ -166,7 +169,7 @@ def attached(host: Host, name: str, text: str = "") -> Iterator[None]:
 def test_a_chatty_containers_log_has_every_line_once(
     lab: Lab, tree: Path, journey: Journey
 ) -> None:
-    name = f"chatty-{journey.__name__}"
+    name = f"chatty-{journey.__name__}-{next(_numbers)}"
     run(lab["a"], tree, name, "/chatty.py")
     try:
         # A follower that doesn't read holds the output up: at the freeze the pipe is full.
@@ -188,7 +191,7 @@ def test_a_chatty_containers_log_has_every_line_once(
 
 @journeys
 def test_input_that_was_not_read_yet_is_read_after(lab: Lab, tree: Path, journey: Journey) -> None:
-    name = f"listener-{journey.__name__}"
+    name = f"listener-{journey.__name__}-{next(_numbers)}"
     run(lab["a"], tree, name, "/listener.py", "-i")
     try:
         wait_for_output(lab["a"], name, "ready")
@@ -208,7 +211,7 @@ def test_input_that_was_not_read_yet_is_read_after(lab: Lab, tree: Path, journey
 
 @journeys
 def test_jobs_their_logs_and_their_ends_move_along(lab: Lab, tree: Path, journey: Journey) -> None:
-    name = f"jobs-{journey.__name__}"
+    name = f"jobs-{journey.__name__}-{next(_numbers)}"
     a = lab["a"]
     run(a, tree, name, "/listener.py", "-i")
     try:
@@ -232,7 +235,7 @@ def test_jobs_their_logs_and_their_ends_move_along(lab: Lab, tree: Path, journey
 
 @journeys
 def test_a_restored_containers_exit_status_arrives(lab: Lab, tree: Path, journey: Journey) -> None:
-    name = f"exits-{journey.__name__}"
+    name = f"exits-{journey.__name__}-{next(_numbers)}"
     run(lab["a"], tree, name, "/worker.py")
     try:
         wait_for_output(lab["a"], name, "5\n")
