@@ -228,7 +228,7 @@ class World:
             self.lab.children.remove(process)
         hosts = (self.a, self.b)
         if any(
-            self._strays(host)
+            self._cgroups(host)
             or any(host.root.glob("migrations/*.journal"))
             or any(host.root.glob("containers/*"))
             for host in hosts
@@ -238,18 +238,22 @@ class World:
             for host in hosts:
                 for pid in self._strays(host):
                     kill(pid)
+                eventually("they are dead", lambda: not self._strays(host))  # noqa: B023 - called at once
+                for directory in self._cgroups(host):
+                    with contextlib.suppress(OSError):
+                        directory.rmdir()
 
     def _strays(self, host: Host) -> list[int]:
         """Processes in the cgroups of HOST's containers."""
-        tag = HostPaths.of(str(host.root)).tag
         found: set[int] = set()
-        for procs in (
-            *_CGROUP.glob(f"ckpt*/{tag}/*/cgroup.procs"),
-            *_CGROUP.glob(f"*/ckpt*/{tag}/*/cgroup.procs"),
-        ):
+        for directory in self._cgroups(host):
             with contextlib.suppress(OSError):
-                found |= set(map(int, procs.read_text().split()))
+                found |= set(map(int, (directory / "cgroup.procs").read_text().split()))
         return sorted(found)
+
+    def _cgroups(self, host: Host) -> list[Path]:
+        tag = HostPaths.of(str(host.root)).tag
+        return [*_CGROUP.glob(f"ckpt*/{tag}/*/"), *_CGROUP.glob(f"*/ckpt*/{tag}/*/")]
 
 
 def criu_of(host: Host, verb: str) -> list[int]:
