@@ -196,13 +196,17 @@ class Upstream:
         self._sock.close()
 
     def here(self, task: int, ranges: Sequence[tuple[int, int]]) -> None:
-        """These pages have come: place them, and wake who waits. From any thread. Raises Ended."""
+        """These pages have come: place them, and wake who waits. From any thread. Raises Ended.
+
+        A page may come twice, asked for by a fault and in its turn: the second may find the pager done.
+        """
         word = json.dumps({"task": task, "here": list(ranges)}).encode()
         try:
             with self._sending:
                 self._sock.send(word)
         except OSError as error:
-            raise self._gone() from error
+            if not ended_well(self._directory):
+                raise self._gone() from error
 
     def hear(self, timeout: float) -> dict[str, Any]:
         """The next word: {"want": [task, address]}, or {"done": true, "faults": number}; {} if none came in time.
@@ -221,7 +225,7 @@ class Upstream:
     def _hear(self, timeout: float) -> dict[str, Any]:
         self._sock.settimeout(timeout)
         try:
-            data, fds, _, _ = socket.recv_fds(self._sock, _MAX_ANSWER, 2)
+            data, fds = self._packet()
         except TimeoutError:
             raise TimedOut(
                 doing="waiting for", target="the pager", why=f"no word within {timeout:g} s"
@@ -234,6 +238,14 @@ class Upstream:
         if fds:
             self.pages[word["task"]] = TaskPages(fds[0], Owed(fds[1]))
         return word
+
+    def _packet(self) -> tuple[bytes, list[int]]:
+        while True:
+            try:
+                return socket.recv_fds(self._sock, _MAX_ANSWER, 2)[:2]
+            except ConnectionResetError:
+                # It ended with a word of ours unread, which the kernel reports first. What it said is still there.
+                continue
 
     def _gone(self) -> Ended:
         return Ended(doing="listening to", target="the pager", why="it has ended")

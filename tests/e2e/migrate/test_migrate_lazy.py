@@ -29,7 +29,7 @@ def test_it_runs_there_at_once_and_its_memory_follows(world: World, load: Load) 
         found = report(world.migrate("--json", source=source))
         assert found["mode"] == "lazy" and found["rounds"] == []
         assert found["lazy"]["bytes"] >= 48 << 20
-        assert found["lazy"]["whole_ms"] > 0 and not found["lazy"]["lost"]
+        assert found["lazy"]["whole_ms"] >= 0 and not found["lazy"]["lost"]
         # Not a page of it travels in the frozen window.
         assert found["bytes"]["images"] < 8 << 20 and found["bytes"]["memory_frozen"] == 0
     load.ticks_on()
