@@ -24,7 +24,6 @@ from typing import Any
 
 from ckpt import FEATURES, SOFTWARE
 from ckpt.ops import bringup, heal, lifecycle, stops, telling, volumes
-from ckpt.ops.carry import Carrier
 from ckpt.ops.convergence import Limits
 from ckpt.ops.departure import Departure
 from ckpt.ops.environment import checked
@@ -33,10 +32,10 @@ from ckpt.ops.foresee import foresee
 from ckpt.ops.host import Host, lock_container
 from ckpt.ops.hosts import Registry
 from ckpt.ops.journal import Entry, Journal
-from ckpt.ops.lend import TOPIC, Debt, Lending
-from ckpt.ops.memory_use import MemoryUse, memory_use
+from ckpt.ops.memory_use import MemoryUse
 from ckpt.ops.observe import SECONDS, Observed
 from ckpt.ops.other_host import ASKING, OtherHost
+from ckpt.ops.outgoing_memory import OutgoingMemory
 from ckpt.ops.preflight import (
     checks,
     clashing_volumes,
@@ -51,22 +50,16 @@ from images.bundle_stream import StreamWriter
 from runtime.container.record import Container
 from runtime.criu.failures import CriuFault
 from runtime.errors import NotFound, RuntimeFault, SystemFault, Unsupported
-from runtime.pagesource.send import PageSender
 from transport.conversation import Conversation, Facts
-from transport.errors import (
-    LinkLost,
-    PeerFault,
-    TransportFault,
-)
+from transport.errors import PeerFault
 from transport.framing import FrameLink
 from transport.lanes import LaneWriter
-from transport.messages import Message, greet, make
+from transport.messages import greet
 from transport.protocol import (
     AbortAsked,
     Action,
     Begin,
     Finish,
-    Lost,
     Outcome,
     Restored,
     Source,
@@ -82,9 +75,9 @@ REACHING = 60.0
 """Seconds of trying to reach the other host again, once it is to run the container."""
 REACHING_LAZY = 600.0
 """The same, while the container runs there and waits for pages."""
-FOR_EVER = 30 * 24 * 3600.0
 TELLING = 10.0
 """The same, to tell it that it isn't: the container runs here already, and `ckpt recover` can tell it later."""
+FOR_EVER = 30 * 24 * 3600.0
 SLOW = 20e6
 """Bytes per second that a destination restores at least."""
 
@@ -122,11 +115,6 @@ class Migration:
         self._wish = mode
         self._limits = limits
         self._bandwidth = bandwidth
-        self._carrier: Carrier | None = None
-        self._pages_lane: LaneWriter | None = None
-        self._urgent_lane: LaneWriter | None = None
-        self._debt: Debt | None = None
-        self._lending: Lending | None = None
         self.container = container
         self._dry_run = dry_run
         self._seconds = seconds
@@ -138,6 +126,17 @@ class Migration:
         )
         self._there = OtherHost(Registry(host), target, lanes)
         self._stack = contextlib.ExitStack()
+        self._memory = OutgoingMemory(
+            host,
+            container,
+            self._there,
+            self.report,
+            self._stack,
+            wish=mode,
+            limits=limits,
+            bandwidth=bandwidth,
+            show=lambda lent, owed: progress("pages", lent, owed),
+        )
         self._lane: LaneWriter | None = None
         self._writer: StreamWriter | None = None
         self._departure: Departure | None = None
@@ -149,12 +148,10 @@ class Migration:
         self._cancel = -1
         self._expected = 0
         self._files_at = 0.0
-        self._round_ended: Callable[[], None] = lambda: None
         self._reconnects = 0
         self._phase_ns = self.report.timeline.began_ns
         self._current = "connect"
         self._machine = Source(identity, greet(SOFTWARE, FEATURES))
-        self.conversation: Conversation | None = None
 
     def _converse(self, link: FrameLink | None) -> Conversation:
         actions: dict[Action, stops.Perform] = {
@@ -166,24 +163,19 @@ class Migration:
             Action.RESUME: self.resume,
             Action.RECONNECT: self.reconnect,
         }
-        self.conversation = Conversation(
+        self._there.conversation = Conversation(
             self._machine,
             link,
             journal=self.write_journal,
             actions={action: stops.around(action, perform) for action, perform in actions.items()},
-            besides=self._besides,
+            besides=self._memory.hear,
             interrupt=self._interrupt,
         )
-        self._there.conversation = self.conversation
-        return self.conversation
+        return self._there.conversation
 
     @property
     def _lazy(self) -> bool:
         return self.report.mode == "lazy"
-
-    def _besides(self, message: Message) -> None:
-        if self._lending is not None and message.get("topic") == TOPIC:
-            self._lending.hear(message["body"])
 
     # ---- the whole
 
@@ -199,7 +191,7 @@ class Migration:
                 link = self._stack.enter_context(self._there).dial()
                 self._phase("connect", "preflight")
                 finish = self._carry_out(link)
-                report.state = str(self._conversed.machine.state)
+                report.state = str(self._there.conversed.machine.state)
                 return self._conclude(finish)
         except BaseException as fault:
             report.failed(fault)
@@ -261,12 +253,7 @@ class Migration:
     @property
     def untold(self) -> bool:
         """Given up, and the destination doesn't know."""
-        return self._conversed.machine.position == "untold"
-
-    @property
-    def _conversed(self) -> Conversation:
-        assert self.conversation is not None
-        return self.conversation
+        return self._there.conversed.machine.position == "untold"
 
     def take_over(self, journal: Journal) -> None:
         """Recovery: go on with what another process began; its journal is ours now."""
@@ -289,9 +276,9 @@ class Migration:
         if self._stopped is not None:
             self._hurry.set()  # asked again: don't try for long to tell the other host
         self._stopped = self._stopped or why
-        if self.conversation is None:
+        if self._there.conversation is None:
             raise why
-        self.conversation.tell(AbortAsked(why))
+        self._there.conversation.tell(AbortAsked(why))
 
     def _interrupt(self) -> None:
         if self._cancel >= 0:
@@ -324,7 +311,7 @@ class Migration:
 
     def _sent(self) -> int:
         written = self._writer.size if self._writer else 0
-        return written + (self._carrier.written if self._carrier else 0)
+        return written + self._memory.written
 
     def _going(self) -> None:
         if self._stopped is not None:
@@ -363,10 +350,9 @@ class Migration:
         self.report.environment[HERE] = self._facts["environment"]
         self.report.findings = source_findings(self.host, self.container, pids)
         use = MemoryUse(self._facts["memory"], self._facts["forked"])
-        if (
-            self.report.mode != "cold" or self._dry_run
-        ):  # looking compiles something, the first time
-            self._not_warm = why_not_warm_there(self.host) or self._why_not_apart(use)
+        if self.report.mode != "cold" or self._dry_run:
+            # Only then: looking compiles something, the first time.
+            self._not_warm = why_not_warm_there(self.host) or self._memory.why_not_apart(use)
             self._choose(self._not_warm)
         if self.report.findings:
             raise self._refusal()
@@ -375,21 +361,6 @@ class Migration:
         self._there.compare_clocks()
         self.report.clock_error_ns = self._there.clock_error_ns
         return {"mode": self.report.mode, "facts": self._facts}
-
-    def _why_not_apart(self, use: MemoryUse) -> str:
-        """Why each process can't have pages of its own at the destination; whoever names a mode may have many."""
-        limit = bringup.resources_of(self.container).memory.limit or 0
-        if self._wish == "auto" and use.much_forked:
-            return use.told()
-        return use.why_not_apart(limit)
-
-    def _look_at_forks(self, pids: list[int]) -> None:
-        """While it is copied processes have come: they may be copies of large ones."""
-        if why := self._why_not_apart(memory_use(pids)):
-            raise Unsupported(
-                doing="copying", target="the memory while it runs", why=why,
-                hint="try again when they have ended, or --mode cold", retry=True,
-            )  # fmt: skip
 
     def _choose(self, why_not_warm: str) -> None:
         """Warm unless somebody has a reason against it: then cold, or a refusal if a mode was asked for by name.
@@ -424,7 +395,7 @@ class Migration:
             self._foresee(layers, self._not_warm or str(theirs.get("not_warm", "")))
             raise DryRun(doing="trying", target=self.report.name, why="a dry run ends here")
         self._phase("preflight", "open")
-        self._conversed.peer_timeout += self._expected / SLOW
+        self._there.conversed.peer_timeout += self._expected / SLOW
         self._departure = self._stack.enter_context(
             Departure(
                 self.host,
@@ -452,9 +423,9 @@ class Migration:
                 break
         if self.report.mode == "warm":
             self._phase("files", "memory")
-            self._copy_memory()
+            self._memory.copy(self._departure, self._going, self._between_rounds)
         elif self._lazy:
-            self._leave_memory()
+            self._memory.leave(self._departure)
         self._departure.warm_up()
         self._there.await_readiness(stop)
         # It may be gone by the time that this failed, if it does.
@@ -468,7 +439,7 @@ class Migration:
             self._phase("observe", "probe")
             lane = self._there.offered_lane()
             try:
-                found = probe(self._conversed, lane, seen.sample, ASKING)
+                found = probe(self._there.conversed, lane, seen.sample, ASKING)
             finally:
                 lane.abort()
             return found.limited(self._bandwidth) if self._bandwidth else found
@@ -486,50 +457,6 @@ class Migration:
         )
         self._phase("probe")
 
-    def _leave_memory(self) -> None:
-        """It stays here until it is asked for."""
-        assert self._departure is not None and self._pages_lane is not None
-        pids = self.host.cgroup(self.container).pids
-        self._carrier = self._debt = Debt(PageSender(self._pages_lane.fd), pids)
-        self._stack.enter_context(self._debt)
-        self._departure.leave_memory_to(self._debt)
-
-    def _lender(self) -> Lending:
-        conversation = self._conversed
-        self._lending = Lending(
-            self.host.cgroup(self.container).pids,
-            say=lambda word: conversation.send(make("note", topic=TOPIC, body=dict(word))),
-            lane=lambda mark: self._there.announced_lane({"for": mark}),
-            lost=lambda fault: conversation.tell(Lost(_as_transport(fault))),
-            rate=self._bandwidth,
-            show=self._missing,
-        )
-        self._stack.callback(self._lending.close)
-        return self._lending
-
-    def _missing(self, count: int) -> None:
-        self._progress("pages", max(self.report.bytes_owed - count, 0), self.report.bytes_owed)
-
-    def _copy_memory(self) -> None:
-        """Rounds over the memory while it runs, on a lane of its own, until the rest is small."""
-        assert self._departure is not None
-        lane = self._pages_lane
-        assert lane is not None
-        cgroup = self.host.cgroup(self.container)
-        self._carrier = self._stack.enter_context(
-            Carrier(
-                PageSender(lane.fd, rate=self._bandwidth),
-                cgroup.pids,
-                limits=self._limits,
-                on_round=self._round,
-                on_new=self._look_at_forks,
-            )
-        )
-        self._departure.leave_memory_to(self._carrier)
-        self.report.tracker = self._carrier.tracker
-        with telling.rounds(self.report, self._carrier) as self._round_ended:
-            self._carrier.rounds(self._going)
-
     def _sync_files(self) -> int:
         assert self._departure is not None and self._writer is not None
         sent = self._departure.sync_files(self._writer)
@@ -537,18 +464,14 @@ class Migration:
         self._files_at = time.monotonic()
         return sent
 
-    def _round(self, written: int) -> None:
-        self._round_ended()
+    def _between_rounds(self) -> None:
         self._show()
         if time.monotonic() > self._files_at + FILES_EVERY:
             self._sync_files()  # memory took long: files that changed meanwhile needn't wait for the freeze
 
     def _open_lane(self) -> None:
         self._lane = self._another_lane({"mode": self.report.mode})
-        if self.report.mode != "cold":
-            self._pages_lane = self._another_lane({})
-        if self._lazy:
-            self._urgent_lane = self._another_lane({})
+        self._memory.open_lanes(lambda: self._another_lane({}))
 
     def _another_lane(self, facts: dict[str, Any]) -> LaneWriter:
         lane = self._there.announced_lane(facts)
@@ -558,23 +481,13 @@ class Migration:
     def freeze(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
         assert self._departure is not None and self._writer is not None
         before = self._writer.size
-        with telling.window(self.report, self._departure, self._carrier):
+        with telling.window(self.report, self._departure, self._memory.carrier):
             self._departure.freeze_and_dump(self._writer, check=lambda: self._dumping(stop))
             self.report.bytes_images = self._writer.size - before
             self._writer.end()
         self._phase("dump", "restore")
         self.report.bytes_total = self._writer.size
-        summary = {"bytes": self._writer.size}
-        if self._carrier is not None:
-            summary["marks"] = self._carrier.marks
-            self.report.bytes_memory = self._carrier.written
-            self.report.bytes_last = self._carrier.last_bytes
-            self.report.bytes_total += self._carrier.written
-            if self._urgent_lane is not None:
-                assert self._debt is not None
-                self.report.bytes_owed = self._debt.size
-                self._lender().begin(self._debt.sender, self._urgent_lane)
-        return {"summary": summary}
+        return {"summary": {"bytes": self._writer.size, **self._memory.dumped()}}
 
     def _dumping(self, stop: threading.Event) -> None:
         stops.reached("dump", stop)
@@ -599,13 +512,11 @@ class Migration:
 
     def _begin_holding(self) -> None:
         """Lazy: frozen and unplugged, our tasks are the other host's store of pages, for as long as it takes."""
-        self._conversed.peer_timeout = (
-            FOR_EVER  # the link's own heartbeat tells when nobody is there
-        )
+        # The link's own heartbeat tells when nobody is there.
+        self._there.conversed.peer_timeout = FOR_EVER
         if self._departure is not None:
             self._departure.keep_held()
-        if self._lending is None:
-            self._lender()
+        self._memory.lend()
 
     def _end_tasks(self) -> None:
         self.report.timeline.moment("the source's tasks are killed")
@@ -623,7 +534,9 @@ class Migration:
 
     def clean(self, facts: Facts, stop: threading.Event) -> None:
         at = int(facts.get("at", 0))
-        self._end_lending(facts.get("facts", {}))
+        if self._lazy:  # what is frozen here is of no use any more
+            self._memory.lent(facts.get("facts", {}))
+            self._end_tasks()
         if self._departure is not None and at:
             frozen = self._departure.times["frozen"]
             self.report.downtime_ns = at - self._there.clock_offset_ns - frozen
@@ -639,21 +552,6 @@ class Migration:
             lifecycle.remove(self.host, self.container, force=True)
         self._phase("clean")
 
-    def _end_lending(self, word: Facts) -> None:
-        """The other host has every page, or says that it never will: what is frozen here is of no use any more."""
-        if not self._lazy:
-            return
-        if self._lending is not None:
-            self._lending.close()
-            self.report.bytes_total += self._lending.written - self.report.bytes_memory
-            self.report.bytes_memory = self._lending.written
-        self.report.faults = int(word.get("faults", 0))
-        if whole := int(word.get("whole", 0)):
-            # On a busy host the last page may be in place before it is noted that the tasks run.
-            self.report.whole_ns = max(0, whole - int(word.get("ran", whole)))
-        self.report.lost = str(word.get("lost", ""))
-        self._end_tasks()
-
     def resume(self, facts: Facts, stop: threading.Event) -> None:
         if facts.get("findings"):
             self.report.findings = list(facts["findings"])
@@ -662,10 +560,7 @@ class Migration:
         self._stopped = self._stopped or _given_up(self.container)
         self._interrupt()
         self._phase(self._current, "resume")
-        if self._lending is not None:
-            self._lending.close()
-        if self._carrier is not None:
-            self._carrier.abort()
+        self._memory.abort()
         if self._departure is not None:
             self._departure.resume()
         if self._departure is not None or self._took_over:
@@ -676,14 +571,14 @@ class Migration:
 
     def reconnect(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
         """A new session with a new agent, with patience. Raises the last attempt's fault."""
-        telling = self._conversed.machine.state is State.ABORTED
-        if self._lazy and not telling:
+        aborted = self._there.conversed.machine.state is State.ABORTED
+        if self._lazy and not aborted:
             self._phase(self._current, "reconnect")
             # What went wrong at the other host may well go wrong again.
             self._reconnects += 1
             if self._hurry.wait(min(5.0, 0.05 * 2**self._reconnects)):
                 raise self._stopped or _given_up(self.container)
-        patience = TELLING if telling else REACHING_LAZY if self._lazy else REACHING
+        patience = TELLING if aborted else REACHING_LAZY if self._lazy else REACHING
         return {"link": self._there.reach(patience, self._hurry)}
 
 
@@ -698,12 +593,6 @@ def _lost(report: Report) -> SystemFault:
         why=f"it is lost, killed at {report.target}: {report.lost}",
         hint=f"its files are at {report.target}: ckpt start",
     )
-
-
-def _as_transport(fault: Exception) -> TransportFault:
-    if isinstance(fault, TransportFault):
-        return fault
-    return LinkLost(doing="lending", target="pages", why=str(fault), retry=True)
 
 
 def _given_up(container: Container) -> SystemFault:

@@ -63,7 +63,7 @@ class OtherHost:
         return self._hosts.meant(self._target).target
 
     @property
-    def _conversed(self) -> Conversation:
+    def conversed(self) -> Conversation:
         assert self.conversation is not None
         return self.conversation
 
@@ -96,7 +96,7 @@ class OtherHost:
         """A lane that is the caller's."""
         lane = self.offered_lane()
         try:
-            self._conversed.send(make("note", topic="lane", body={"token": lane.token, **facts}))
+            self.conversed.send(make("note", topic="lane", body={"token": lane.token, **facts}))
         except BaseException:
             lane.abort()
             raise
@@ -104,7 +104,7 @@ class OtherHost:
 
     def offered_lane(self) -> LaneWriter:
         """A lane that is the caller's, and of which the destination doesn't know yet what it is for."""
-        conversation, session = self._conversed, self._session
+        conversation, session = self.conversed, self._session
         assert session is not None
         return open_lane(
             session,
@@ -120,7 +120,7 @@ class OtherHost:
         best = None
         for _ in range(CLOCK_ASKS):
             before = time.time_ns()
-            answer = self._conversed.ask(make("note", topic="clock", body={}), ASKING)
+            answer = self.conversed.ask(make("note", topic="clock", body={}), ASKING)
             theirs = int(answer["body"]["ns"])
             after = time.time_ns()
             if best is None or after - before < best[0]:
@@ -132,7 +132,7 @@ class OtherHost:
         """Until CRIU waits there for its first image: nothing that can be done before is in the frozen window."""
         until = time.monotonic() + ASKING
         while time.monotonic() < until and not stop.is_set():
-            answer = self._conversed.ask(make("note", topic="ready", body={}), ASKING)
+            answer = self.conversed.ask(make("note", topic="ready", body={}), ASKING)
             if answer["body"].get("ready"):
                 return
             time.sleep(0.01)
@@ -140,7 +140,7 @@ class OtherHost:
     def hear_arrivals(self, timeline: Timeline) -> None:
         """For the report, if it can still be asked: when what happened there."""
         with contextlib.suppress(TransportFault):
-            answer = self._conversed.ask(make("note", topic="times", body={}), HEARING)
+            answer = self.conversed.ask(make("note", topic="times", body={}), HEARING)
             timeline.arrivals(answer["body"], self.clock_offset_ns)
 
 
