@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ckpt import FEATURES, SOFTWARE
-from ckpt.ops import arrival as arrivals
-from ckpt.ops import interrupt, stops, tidy
+from ckpt.ops import arrived, interrupt, stops, tidy
 from ckpt.ops.arrival import Arrival
 from ckpt.ops.host import Host
 from ckpt.ops.journal import Entry, Journal
@@ -341,7 +340,7 @@ class Agent:
         elif entry.facts.get("mode") == "lazy":
             at = self._pages.begin_again(entry, stop)
         else:
-            at = arrivals.release_held(self.host, entry.id)
+            at = arrived.release(self.host, entry.id)
         if entry.facts.get("mode") != "lazy":
             return {"at": at, "facts": {}}
         if "ran" not in entry.facts:
@@ -365,7 +364,7 @@ class Agent:
         if self._arrival is not None:
             self._arrival.abandon()
         elif self._journal is not None:
-            arrivals.discard_held(self.host, self._journal.entry.id)
+            arrived.discard(self.host, self._journal.entry.id)
 
     def recall(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
         tidy.after_agents(self.host)

@@ -28,7 +28,7 @@ from ckpt.ops.incoming import FilesSink
 from ckpt.ops.landing import Landing
 from ckpt.ops.late import Late
 from ckpt.ops.processor import lacking
-from ckpt.ops.volume_arrival import ArrivingVolumes
+from ckpt.ops.volume_arrival import ArrivingVolumes, keep_volumes
 from images.criu_stream import Serve
 from images.image_file import build_image, parse_image, rehearse
 from images.manifest import Manifest
@@ -39,11 +39,10 @@ from images.sources import Source
 from runtime import launch, tmpfs
 from runtime.container import idrange
 from runtime.container.record import Container, Record, check_free, check_name, new_id
-from runtime.control import Control
 from runtime.criu import affinity, queues
 from runtime.criu.failures import CriuFault
 from runtime.criu.restore import Restorer
-from runtime.errors import NotFound, Unsupported, WrongState, from_os_error
+from runtime.errors import Unsupported, from_os_error
 from runtime.files import locked
 from runtime.network import host as network
 from runtime.network import plan as addresses
@@ -389,73 +388,3 @@ def _pairs(before: Iterable[str], after: Iterable[str]) -> dict[str, str]:
 def _lazily(needed: bool) -> contextlib.AbstractContextManager[None]:
     """CRIU's restorer opens its userfaultfd as a user of the container's namespace, which the host must allow."""
     return privilege.allowed() if needed else contextlib.nullcontext()
-
-
-def arrived_by(host: Host, migration: str) -> Container:
-    """The container that a migration brought here, by its record: an id alone could be of a later life of it."""
-    for container in host.containers():
-        if container.record.origin == migration:
-            return container
-    raise NotFound(
-        doing="looking for", target=f"what migration {migration} brought", why="it is not here"
-    )
-
-
-def take_over(container: Container) -> tuple[Control, str]:
-    """The monitor of what a process prepared that is gone, ours to give the verdict; and the hook that waits."""
-    control = Control.connect(container.paths, container.record.name)
-    answer = control.call("take_over")
-    if not (answer["held"] and answer["waits"]):
-        control.close()
-        raise WrongState(
-            doing="taking over",
-            target=f"container {container.record.name}",
-            why="nothing waits there",
-        )
-    return control, str(answer["action"])
-
-
-def keep_volumes(container: Container) -> None:
-    """What came along stays from now on, whatever becomes of the container."""
-    if container.record.brought:
-        container.record.brought = []
-        container.save()
-
-
-def release_held(host: Host, migration: str) -> int:
-    """Recovery after COMMIT: let run what another process prepared. Returns when it ran (ns since the epoch).
-
-    Raises NotFound; WrongState when what was prepared is gone, as after a reboot of this host.
-    """
-    container = arrived_by(host, migration)
-    keep_volumes(container)
-    if container.status().state == "running":
-        return int(time.time_ns())
-    restorer = Restorer(
-        host.criu,
-        work=container.paths.run / "criu",
-        programs=host.paths.programs,
-        own_network=network_of(container).kind != "host",
-        target=f"container {container.record.name}",
-    )
-    control, action = take_over(container)
-    with control, restorer:
-        restorer.adopt(control, action)
-        prepared = network.describe(
-            network_of(container), container.record.id, root_dir=host.paths.root
-        )
-        host.cgroup(container).apply(resources_of(container))
-        network.attach(prepared)
-        network.announce(prepared, restorer.go())
-    hooks.started(container)
-    return restorer.resumed_ns
-
-
-def discard_held(host: Host, migration: str) -> None:
-    """Recovery of what was not committed: leave nothing here. What isn't there is fine."""
-    try:
-        container = arrived_by(host, migration)
-    except NotFound:
-        return
-    with locked(container.paths.lock, what=f"container {container.record.name}"):
-        forget(host, container)

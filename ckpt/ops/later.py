@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ckpt.ops import arrival as arrivals
+from ckpt.ops import arrived
 from ckpt.ops.fetch import Fetch, PagesLost
 from ckpt.ops.host import Host
 from ckpt.ops.journal import Entry, Journal
@@ -143,11 +143,11 @@ class PagesLater:
                 self._store.adopt(task, pages)
             self._intakes = [Intake(lane.fd, self._store, lazy=True) for lane in self._lanes]
             self._fetch = Fetch(self._store, upstream, self._intakes, self._say)
-        return arrivals.release_held(self._host, entry.id)
+        return arrived.release(self._host, entry.id)
 
     def _arrived(self, entry: Entry) -> Container:
         try:
-            return arrivals.arrived_by(self._host, entry.id)
+            return arrived.find(self._host, entry.id)
         except NotFound:
             raise gone(entry) from None
 
@@ -200,7 +200,7 @@ def lose(host: Host, journal: Journal, why: str) -> None:
     journal.entry.facts["lost"] = why
     journal.write(State.COMMITTED)
     with contextlib.suppress(NotFound):
-        host.cgroup(arrivals.arrived_by(host, journal.entry.id)).kill()
+        host.cgroup(arrived.find(host, journal.entry.id)).kill()
 
 
 def gone(entry: Entry) -> Gone:

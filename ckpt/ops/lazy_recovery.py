@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 
-from ckpt.ops import arrival, later
+from ckpt.ops import arrived, later
 from ckpt.ops.host import Host
 from ckpt.ops.journal import Journal
 from ckpt.ops.migrate import Migration
@@ -51,7 +51,7 @@ def at_destination(host: Host, journal: Journal, assume: str | None) -> str:
     entry = journal.entry
     if assume == "aborted":
         journal.write(State.ABORTED)
-        arrival.discard_held(host, entry.id)
+        arrived.discard(host, entry.id)
         journal.forget()
         return f"given up: nothing of it is left here; --assume aborted at {entry.peer} lets it run"
     if assume == "committed":
@@ -59,7 +59,7 @@ def at_destination(host: Host, journal: Journal, assume: str | None) -> str:
         journal.write(State.RUNNING)
         return f"container {entry.name} is lost, and killed; its files are here: ckpt start"
     with contextlib.suppress(NotFound):
-        if arrival.arrived_by(host, entry.id).status().state in LIVE:
+        if arrived.find(host, entry.id).status().state in LIVE:
             return (
                 f"it is here, but part of its memory is still at {entry.peer}: ckpt recover there, or "
                 "here --assume committed if that host is gone for good: that kills it"

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ckpt.ops import arrival, comeback, heal, lazy_recovery, lifecycle, stops, tidy, volumes
+from ckpt.ops import arrived, comeback, heal, lazy_recovery, lifecycle, stops, tidy, volumes
 from ckpt.ops import migrate as migrating
 from ckpt.ops.bringup import tear_down
 from ckpt.ops.host import Host, lock_container
@@ -178,19 +178,19 @@ def _destination(host: Host, journal: Journal, assume: str | None) -> str:
         journal.forget()
         return "was finished; forgotten"
     journal.write(State.ABORTED)
-    arrival.discard_held(host, entry.id)
+    arrived.discard(host, entry.id)
     journal.forget()
     return "given up: nothing of it is left here"
 
 
 def _run_here(host: Host, journal: Journal) -> str:
     try:
-        arrival.release_held(host, journal.entry.id)
+        arrived.release(host, journal.entry.id)
     except NotFound:
         journal.write(State.RUNNING)
         return "it was removed here"
     except RuntimeFault as fault:
-        container = arrival.arrived_by(host, journal.entry.id)
+        container = arrived.find(host, journal.entry.id)
         if container.status().state in LIVE:
             return f"not finished: {fault}"
         # This host went down: the processes are lost, as those of every container here; the files are not.

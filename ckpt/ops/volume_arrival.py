@@ -31,6 +31,13 @@ def to_manifest(every: Iterable[volumes.Volume], *, carried: bool) -> list[dict[
     return [{"name": v.name, "source": v.source, "comes": carried} for v in every]
 
 
+def keep_volumes(container: Container) -> None:
+    """What came along stays from now on, whatever becomes of the container."""
+    if container.record.brought:
+        container.record.brought = []
+        container.save()
+
+
 class ArrivingVolumes:
     def __init__(self, paths: HostPaths, manifest: Manifest) -> None:
         """Raises BadInput for a manifest that names none properly."""
