@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from runtime import preload
 from runtime.errors import NotFound, Unsupported
+from runtime.freestanding import library
 from runtime.programs import run
 
 PRIVATE = "/usr/local/lib/ckpt/criu/criu"
@@ -29,7 +29,7 @@ class Criu:
 
 def netfilter(programs: Path) -> Path:
     """What is preloaded into CRIU so that netfilter doesn't hold it up. PROGRAMS: where what we compile lies."""
-    return preload.library(Path(__file__).with_name("netfilter.c"), programs)
+    return library(Path(__file__).with_name("netfilter.c"), programs)
 
 
 def candidates() -> list[str]:

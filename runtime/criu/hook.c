@@ -8,34 +8,9 @@
  * to us. Free-standing, like runtime/init/init.c.
  */
 
-typedef unsigned long ulong_t;
+#include "../freestanding.h"
 
-#if defined(__x86_64__)
-enum { READ = 0, WRITE = 1, EXIT_GROUP = 231, OPENAT = 257 };
-static long sys(long n, long a, long b, long c, long d)
-{
-	long r;
-	register long r10 __asm__("r10") = d;
-	__asm__ volatile("syscall" : "=a"(r) : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10) : "rcx", "r11", "memory");
-	return r;
-}
-__asm__(".globl _start\n_start:\n xor %ebp,%ebp\n mov %rsp,%rdi\n and $-16,%rsp\n call entry\n");
-#elif defined(__aarch64__)
-enum { READ = 63, WRITE = 64, EXIT_GROUP = 94, OPENAT = 56 };
-static long sys(long n, long a, long b, long c, long d)
-{
-	register long x8 __asm__("x8") = n;
-	register long x0 __asm__("x0") = a;
-	register long x1 __asm__("x1") = b;
-	register long x2 __asm__("x2") = c;
-	register long x3 __asm__("x3") = d;
-	__asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3) : "memory");
-	return x0;
-}
-__asm__(".globl _start\n_start:\n mov x29,#0\n mov x0,sp\n bl entry\n");
-#else
-#error "x86-64 or aarch64"
-#endif
+START;
 
 enum { O_WRONLY = 1, O_RDONLY = 0, AT_FDCWD = -100, EINTR = 4, LONGEST = 120 };
 

@@ -11,8 +11,8 @@
  *
  * Interposes sendmsg(2) and close(2); free-standing but for errno, like runtime/veil/preload.c.
  */
-typedef unsigned long u64;
-typedef unsigned int u32;
+#include "../freestanding.h"
+
 typedef unsigned short u16;
 
 struct part { char *base; u64 size; };
@@ -24,47 +24,10 @@ enum {
 	SO_DOMAIN = 39, DELETE_TABLE = 10 << 8 | 2, CTNETLINK = 1, CTNETLINK_EXP = 2, GET = 1, REQUEST = 1, ACK = 4, DUMP = 0x300, NOOP = 1,
 };
 
-#if defined(__x86_64__)
-enum { READ = 0, CLOSE = 3, SENDMSG = 46, GETSOCKOPT = 55, OPENAT = 257 };
-static long sys(long n, long a, long b, long c, long d, long e)
-{
-	long r;
-	register long r10 __asm__("r10") = d;
-	register long r8 __asm__("r8") = e;
-	__asm__ volatile("syscall" : "=a"(r) : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8) : "rcx", "r11", "memory");
-	return r;
-}
-#elif defined(__aarch64__)
-enum { READ = 63, CLOSE = 57, SENDMSG = 211, GETSOCKOPT = 209, OPENAT = 56 };
-static long sys(long n, long a, long b, long c, long d, long e)
-{
-	register long x8 __asm__("x8") = n;
-	register long x0 __asm__("x0") = a;
-	register long x1 __asm__("x1") = b;
-	register long x2 __asm__("x2") = c;
-	register long x3 __asm__("x3") = d;
-	register long x4 __asm__("x4") = e;
-	__asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4) : "memory");
-	return x0;
-}
-#else
-#error "x86-64 or aarch64"
-#endif
-
-extern int *__errno_location(void);
-
-/* The result of a system call as the C library gives it. */
-static long given(long result)
-{
-	if (result >= 0) return result;
-	*__errno_location() = (int)-result;
-	return -1;
-}
-
 static int option(int fd, int name)
 {
 	int value = -1, size = sizeof value;
-	return sys(GETSOCKOPT, fd, SOL_SOCKET, name, (long)&value, (long)&size) ? -1 : value;
+	return sys(GETSOCKOPT, fd, SOL_SOCKET, name, &value, &size) ? -1 : value;
 }
 
 static int is_netfilter(int fd)
@@ -107,11 +70,11 @@ static struct header *question(int fd, const struct message *message)
 static int nothing_tracked(void)
 {
 	char text[4];
-	long fd = sys(OPENAT, -100, (long)"/proc/sys/net/netfilter/nf_conntrack_count", 0, 0, 0), size;
+	long fd = sys(OPENAT, -100, "/proc/sys/net/netfilter/nf_conntrack_count"), size;
 
 	if (fd < 0) return 0;
-	size = sys(READ, fd, (long)text, sizeof text, 0, 0);
-	sys(CLOSE, fd, 0, 0, 0, 0);
+	size = sys(READ, fd, text, sizeof text);
+	sys(CLOSE, fd);
 	return size == 2 && text[0] == '0' && text[1] == '\n';
 }
 
@@ -124,7 +87,7 @@ __attribute__((visibility("default"))) long sendmsg(int fd, const struct message
 		header->flags = REQUEST | ACK;
 	}
 	if (is_netfilter(fd) && deletes(message)) keep = fd;
-	return given(sys(SENDMSG, fd, (long)message, flags, 0, 0));
+	return given(sys(SENDMSG, fd, message, flags));
 }
 
 __attribute__((visibility("default"))) int close(int fd)
@@ -133,5 +96,5 @@ __attribute__((visibility("default"))) int close(int fd)
 		keep = -1;
 		return 0;
 	}
-	return (int)given(sys(CLOSE, fd, 0, 0, 0, 0));
+	return (int)given(sys(CLOSE, fd));
 }

@@ -21,47 +21,12 @@
  * Other than as pid 1 (a job with a terminal) it makes the keeper and becomes COMMAND.
  */
 
+#include "../freestanding.h"
+
+START;
+
 #define STATUS_FD 3
 #define STARTED 0xffffffffu
-
-typedef unsigned long ulong_t;
-typedef unsigned int u32;
-
-#if defined(__x86_64__)
-enum { READ = 0, WRITE = 1, CLOSE = 3, RT_SIGPROCMASK = 14, IOCTL = 16, GETPID = 39, CLONE = 56, EXECVE = 59,
-       WAIT4 = 61, KILL = 62, SETSID = 112, EXIT_GROUP = 231, OPENAT = 257, PPOLL = 271, SIGNALFD4 = 289, DUP3 = 292,
-       PIPE2 = 293 };
-static long sys(long n, long a, long b, long c, long d, long e)
-{
-	long r;
-	register long r10 __asm__("r10") = d;
-	register long r8 __asm__("r8") = e;
-	__asm__ volatile("syscall" : "=a"(r) : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8)
-			 : "rcx", "r11", "memory");
-	return r;
-}
-__asm__(".globl _start\n_start:\n xor %ebp,%ebp\n mov %rsp,%rdi\n and $-16,%rsp\n call entry\n");
-#elif defined(__aarch64__)
-enum { READ = 63, WRITE = 64, CLOSE = 57, RT_SIGPROCMASK = 135, IOCTL = 29, GETPID = 172, CLONE = 220, EXECVE = 221,
-       WAIT4 = 260, KILL = 129, SETSID = 157, EXIT_GROUP = 94, OPENAT = 56, PPOLL = 73, SIGNALFD4 = 74, DUP3 = 24,
-       PIPE2 = 59 };
-static long sys(long n, long a, long b, long c, long d, long e)
-{
-	register long x8 __asm__("x8") = n;
-	register long x0 __asm__("x0") = a;
-	register long x1 __asm__("x1") = b;
-	register long x2 __asm__("x2") = c;
-	register long x3 __asm__("x3") = d;
-	register long x4 __asm__("x4") = e;
-	__asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4) : "memory");
-	return x0;
-}
-__asm__(".globl _start\n_start:\n mov x29,#0\n mov x0,sp\n bl entry\n");
-#else
-#error "x86-64 or aarch64"
-#endif
-
-#define SYS(n, a, b, c, d) sys(n, (long)(a), (long)(b), (long)(c), (long)(d), 0)
 
 enum { EINTR = 4, EAGAIN = 11, EACCES = 13, ENOENT = 2, ENOTDIR = 20 };
 enum { SIG_SETMASK = 2, SIGKILL = 9, SIGCHLD = 17, SIGSTOP = 19 };
@@ -76,21 +41,21 @@ static int is_init;
 static struct half in, out;
 
 /* gcc may turn loops into calls of these */
-void *memset(void *at, int byte, ulong_t n) { char *p = at; while (n--) *p++ = (char)byte; return at; }
-void *memcpy(void *to, const void *from, ulong_t n)
+void *memset(void *at, int byte, u64 n) { char *p = at; while (n--) *p++ = (char)byte; return at; }
+void *memcpy(void *to, const void *from, u64 n)
 {
 	char *p = to; const char *q = from;
 	while (n--) *p++ = *q++;
 	return to;
 }
 
-static void die(int status) { for (;;) SYS(EXIT_GROUP, status, 0, 0, 0); }
+static void die(int status) { for (;;) sys(EXIT_GROUP, status); }
 
 static void report(u32 pid, u32 status)
 {
 	u32 record[2] = { pid, status };
 	/* The monitor's end is non-blocking for us: a monitor that is gone must not stop the reaping. */
-	if (is_init) SYS(WRITE, STATUS_FD, record, sizeof record, 0);
+	if (is_init) sys(WRITE, STATUS_FD, record, sizeof record);
 }
 
 static int exit_code(int status) { return (status & 0x7f) ? 128 + (status & 0x7f) : (status >> 8) & 0xff; }
@@ -105,7 +70,7 @@ static long execute(char **argv, char **envp)
 	long error = -ENOENT, r, n;
 
 	for (s = argv[0]; *s; s++)
-		if (*s == '/') return SYS(EXECVE, argv[0], argv, envp, 0);
+		if (*s == '/') return sys(EXECVE, argv[0], argv, envp);
 	for (e = envp; *e; e++)
 		if ((*e)[0] == 'P' && (*e)[1] == 'A' && (*e)[2] == 'T' && (*e)[3] == 'H' && (*e)[4] == '=') path = *e + 5;
 	while (*path) {
@@ -114,7 +79,7 @@ static long execute(char **argv, char **envp)
 			memcpy(file, path, n);
 			file[n] = '/';
 			memcpy(file + n + 1, argv[0], length(argv[0]) + 1);
-			r = SYS(EXECVE, n ? file : file + 1, argv, envp, 0);
+			r = sys(EXECVE, n ? file : file + 1, argv, envp);
 			if (r != -ENOENT && r != -ENOTDIR) { error = r; if (r != -EACCES) break; }
 		}
 		path += n + (path[n] == ':');
@@ -131,18 +96,18 @@ static void set_size(int master, const char *s)
 		if (*s == ',') at = 1;
 		else size[at] = (unsigned short)(size[at] * 10 + (*s - '0'));
 	}
-	if (size[0]) SYS(IOCTL, master, TIOCSWINSZ, size, 0);
+	if (size[0]) sys(IOCTL, master, TIOCSWINSZ, size);
 }
 
-static void say(const char *s) { SYS(WRITE, 2, s, length(s), 0); }
+static void say(const char *s) { sys(WRITE, 2, s, length(s)); }
 
 static int open_pty(int *slave)
 {
 	int zero = 0;
-	long master = SYS(OPENAT, AT_FDCWD, "/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK, 0);
+	long master = sys(OPENAT, AT_FDCWD, "/dev/ptmx", O_RDWR | O_NOCTTY | O_CLOEXEC | O_NONBLOCK);
 	if (master < 0) die(126);
-	SYS(IOCTL, master, TIOCSPTLCK, &zero, 0);
-	*slave = (int)SYS(IOCTL, master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC, 0);
+	sys(IOCTL, master, TIOCSPTLCK, &zero);
+	*slave = (int)sys(IOCTL, master, TIOCGPTPEER, O_RDWR | O_NOCTTY | O_CLOEXEC);
 	if (*slave < 0) die(126);
 	return (int)master;
 }
@@ -150,7 +115,7 @@ static int open_pty(int *slave)
 static void drain(int fd, struct half *half)
 {
 	while (half->from < half->to) {
-		long n = SYS(WRITE, fd, half->data + half->from, half->to - half->from, 0);
+		long n = sys(WRITE, fd, half->data + half->from, half->to - half->from);
 		if (n == -EINTR) continue;
 		if (n == -EAGAIN) return;
 		if (n <= 0) n = half->to - half->from; /* nobody listens: drop */
@@ -162,7 +127,7 @@ static void drain(int fd, struct half *half)
 static int fill(int fd, struct half *half) /* 0: that end is closed */
 {
 	long n;
-	do n = SYS(READ, fd, half->data, sizeof half->data, 0); while (n == -EINTR);
+	do n = sys(READ, fd, half->data, sizeof half->data); while (n == -EINTR);
 	if (n == -EAGAIN) return 1;
 	if (n <= 0) return 0;
 	half->from = 0;
@@ -181,10 +146,10 @@ static void keep(int master)
 			{ master, (short)((out.to ? 0 : POLLIN) | (in.to ? POLLOUT : 0)), 0 },
 			{ out.to ? 1 : -1, POLLOUT, 0 },
 		};
-		if (SYS(PPOLL, fds, 3, 0, 0) < 0) continue;
+		if (sys(PPOLL, fds, 3) < 0) continue;
 		if (fds[0].revents && !fill(0, &in)) stdin_open = 0;
 		if (fds[1].revents & (POLLIN | POLLHUP | POLLERR) && !out.to && !fill(master, &out)) {
-			SYS(CLOSE, master, 0, 0, 0);
+			sys(CLOSE, master);
 			master = -1;
 		}
 		if (in.to && master >= 0) drain(master, &in);
@@ -201,54 +166,54 @@ static void serve(int signals, long child, long keeper)
 
 	for (;;) {
 		struct pollfd fd = { signals, POLLIN, 0 };
-		if (SYS(PPOLL, &fd, 1, 0, 0) < 0) continue;
-		if (SYS(READ, signals, info, sizeof info, 0) != sizeof info) continue;
+		if (sys(PPOLL, &fd, 1) < 0) continue;
+		if (sys(READ, signals, info, sizeof info) != sizeof info) continue;
 		u32 number = *(u32 *)info;
-		if (number != SIGCHLD) SYS(KILL, child, number, 0, 0);
+		if (number != SIGCHLD) sys(KILL, child, number);
 		for (;;) {
-			long pid = SYS(WAIT4, -1, &status, WNOHANG, 0);
+			long pid = sys(WAIT4, -1, &status, WNOHANG);
 			if (pid <= 0) break;
 			report((u32)pid, (u32)status);
 			if (pid == child) done = exit_code(status);
 			if (pid == keeper) keeper = 0;
 		}
 		/* The keeper is ours to reap since COMMAND's end, unless COMMAND has done so. */
-		if (done >= 0 && (!keeper || SYS(KILL, keeper, 0, 0, 0) < 0)) die(done);
+		if (done >= 0 && (!keeper || sys(KILL, keeper, 0) < 0)) die(done);
 	}
 }
 
 static long start_keeper(int master)
 {
-	long keeper = SYS(CLONE, 0, 0, 0, 0);
+	long keeper = sys(CLONE, 0);
 	if (keeper < 0) die(126);
 	if (keeper == 0) {
-		SYS(SETSID, 0, 0, 0, 0);
+		sys(SETSID);
 		/* what is left open could keep the terminal or the monitor's pipes from their end */
 		for (int fd = 2; fd < 16; fd++)
-			if (fd != master) SYS(CLOSE, fd, 0, 0, 0);
+			if (fd != master) sys(CLOSE, fd);
 		keep(master);
 	}
-	SYS(CLOSE, master, 0, 0, 0);
+	sys(CLOSE, master);
 	return keeper;
 }
 
 static void take_terminal(int slave)
 {
-	SYS(IOCTL, slave, TIOCSCTTY, 0, 0);
-	SYS(DUP3, slave, 0, 0, 0);
-	SYS(DUP3, slave, 1, 0, 0);
-	SYS(DUP3, slave, 2, 0, 0);
+	sys(IOCTL, slave, TIOCSCTTY);
+	sys(DUP3, slave, 0);
+	sys(DUP3, slave, 1);
+	sys(DUP3, slave, 2);
 }
 
 /* A job that has a terminal. */
 static void become_job(char **argv, char **envp, int master, int slave)
 {
-	ulong_t none = 0;
+	u64 none = 0;
 	long error;
 
 	start_keeper(master);
 	take_terminal(slave);
-	SYS(RT_SIGPROCMASK, SIG_SETMASK, &none, 0, 8);
+	sys(RT_SIGPROCMASK, SIG_SETMASK, &none, 0, 8);
 	error = execute(argv, envp);
 	say("ckpt: cannot execute ");
 	say(argv[0]);
@@ -261,7 +226,7 @@ __attribute__((used)) void entry(long *stack)
 	long argc = stack[0];
 	char **argv = (char **)(stack + 1), **envp = argv + argc + 1;
 	const char *size = "";
-	ulong_t all = ~0ul, none = 0;
+	u64 all = ~0ul, none = 0;
 	int terminal = 0, master = -1, slave = -1, started[2], signals;
 	long child, keeper = 0, error = 0;
 
@@ -269,37 +234,37 @@ __attribute__((used)) void entry(long *stack)
 	argc--;
 	if (argc > 0 && argv[0][0] == '-' && argv[0][1] == 't') { terminal = 1; size = argv[0] + 2; argv++; argc--; }
 	if (argc < 1) die(125);
-	is_init = SYS(GETPID, 0, 0, 0, 0) == 1;
+	is_init = sys(GETPID) == 1;
 
-	SYS(RT_SIGPROCMASK, SIG_SETMASK, &all, 0, 8);
+	sys(RT_SIGPROCMASK, SIG_SETMASK, &all, 0, 8);
 	if (terminal) { master = open_pty(&slave); set_size(master, size); }
 	if (!is_init) become_job(argv, envp, master, slave);
-	signals = (int)SYS(SIGNALFD4, -1, &all, 8, O_CLOEXEC | O_NONBLOCK);
-	if (SYS(PIPE2, started, O_CLOEXEC, 0, 0) < 0) die(126);
+	signals = (int)sys(SIGNALFD4, -1, &all, 8, O_CLOEXEC | O_NONBLOCK);
+	if (sys(PIPE2, started, O_CLOEXEC) < 0) die(126);
 
-	child = SYS(CLONE, SIGCHLD, 0, 0, 0);
+	child = sys(CLONE, SIGCHLD);
 	if (child < 0) die(126);
 	if (child == 0) {
-		SYS(SETSID, 0, 0, 0, 0);
+		sys(SETSID);
 		if (terminal) {
 			keeper = start_keeper(master);
-			SYS(WRITE, started[1], &keeper, sizeof keeper, 0);
+			sys(WRITE, started[1], &keeper, sizeof keeper);
 			take_terminal(slave);
 		}
-		SYS(CLOSE, STATUS_FD, 0, 0, 0);
-		SYS(RT_SIGPROCMASK, SIG_SETMASK, &none, 0, 8);
+		sys(CLOSE, STATUS_FD);
+		sys(RT_SIGPROCMASK, SIG_SETMASK, &none, 0, 8);
 		error = execute(argv, envp);
-		SYS(WRITE, started[1], &error, sizeof error, 0);
+		sys(WRITE, started[1], &error, sizeof error);
 		die(error == -ENOENT || error == -ENOTDIR ? 127 : 126);
 	}
-	SYS(CLOSE, started[1], 0, 0, 0);
+	sys(CLOSE, started[1]);
 	if (terminal) {
-		SYS(CLOSE, master, 0, 0, 0);
-		SYS(CLOSE, slave, 0, 0, 0);
-		SYS(READ, started[0], &keeper, sizeof keeper, 0);
+		sys(CLOSE, master);
+		sys(CLOSE, slave);
+		sys(READ, started[0], &keeper, sizeof keeper);
 	}
-	if (SYS(READ, started[0], &error, sizeof error, 0) == sizeof error) report(0, (u32)-error);
+	if (sys(READ, started[0], &error, sizeof error) == sizeof error) report(0, (u32)-error);
 	else report((u32)child, STARTED);
-	SYS(CLOSE, started[0], 0, 0, 0);
+	sys(CLOSE, started[0]);
 	serve(signals, child, keeper);
 }

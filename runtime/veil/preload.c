@@ -10,8 +10,7 @@
  * When nobody answers, the call fails with EIO, the dump with it, and the source resumes. Free-standing but for errno:
  * it is loaded into CRIU's own C library, whichever that is, and into the small programs that CRIU starts.
  */
-typedef unsigned long u64;
-typedef unsigned int u32;
+#include "../freestanding.h"
 
 #define PAGEMAP_SCAN 0xc0606610ul
 #define CONTENT ((1ul << 3) | (1ul << 4)) /* PAGE_IS_PRESENT, PAGE_IS_SWAPPED */
@@ -23,37 +22,6 @@ struct scan { u64 size, flags, start, end, walk_end, vec, vec_len, max_pages, in
 struct region { u64 start, end, categories; };
 struct hidden { u32 pid, count; u64 (*pairs)[2]; };
 
-#if defined(__x86_64__)
-enum { READ = 0, WRITE = 1, MMAP = 9, IOCTL = 16, READLINKAT = 267 };
-static long sys(long n, long a, long b, long c, long d, long e, long f)
-{
-	long r;
-	register long r10 __asm__("r10") = d;
-	register long r8 __asm__("r8") = e;
-	register long r9 __asm__("r9") = f;
-	__asm__ volatile("syscall" : "=a"(r) : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
-			 : "rcx", "r11", "memory");
-	return r;
-}
-#elif defined(__aarch64__)
-enum { READ = 63, WRITE = 64, MMAP = 222, IOCTL = 29, READLINKAT = 78 };
-static long sys(long n, long a, long b, long c, long d, long e, long f)
-{
-	register long x8 __asm__("x8") = n;
-	register long x0 __asm__("x0") = a;
-	register long x1 __asm__("x1") = b;
-	register long x2 __asm__("x2") = c;
-	register long x3 __asm__("x3") = d;
-	register long x4 __asm__("x4") = e;
-	register long x5 __asm__("x5") = f;
-	__asm__ volatile("svc 0" : "+r"(x0) : "r"(x8), "r"(x1), "r"(x2), "r"(x3), "r"(x4), "r"(x5) : "memory");
-	return x0;
-}
-#else
-#error "x86-64 or aarch64"
-#endif
-
-extern int *__errno_location(void);
 extern char **environ;
 
 enum { MAX_TASKS = 4096 };
@@ -81,7 +49,7 @@ static int transfer(long number, void *data, u64 size)
 {
 	char *at = data;
 	while (size) {
-		long n = sys(number, control, (long)at, (long)size, 0, 0, 0);
+		long n = sys(number, control, at, size);
 		if (n == -EINTR) continue;
 		if (n <= 0) return -1;
 		at += n;
@@ -103,7 +71,7 @@ static u32 whose(int fd)
 	do digits[n++] = (char)('0' + number % 10); while (number /= 10);
 	while (n) link[at++] = digits[--n];
 	link[at] = 0;
-	length = sys(READLINKAT, -100, (long)link, (long)path, sizeof path - 1, 0, 0);
+	length = sys(READLINKAT, -100, link, path, sizeof path - 1);
 	if (length <= 0) return 0;
 	path[length] = 0;
 	for (at = 0; head[at]; at++) if (path[at] != head[at]) return 0;
@@ -162,7 +130,7 @@ static long scan_around(int fd, struct scan *asked, struct hidden *task)
 				piece.vec_len -= found;
 			}
 			if (asked->max_pages) piece.max_pages -= pages;
-			result = sys(IOCTL, fd, PAGEMAP_SCAN, (long)&piece, 0, 0, 0);
+			result = sys(IOCTL, fd, PAGEMAP_SCAN, &piece);
 			if (result < 0) return result;
 			for (i = 0; i < (u64)result && asked->vec_len; i++) {
 				struct region *one = (struct region *)asked->vec + found + i;
@@ -191,13 +159,9 @@ __attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, 
 	    && (asked->mask | asked->anyof) & CONTENT && !(asked->mask & GUARD)) {
 		task = hidden_of(pid);
 		result = !task ? -EIO : task->count ? scan_around(fd, asked, task)
-						    : sys(IOCTL, fd, (long)request, (long)argument, 0, 0, 0);
+						    : sys(IOCTL, fd, request, argument);
 	} else {
-		result = sys(IOCTL, fd, (long)request, (long)argument, 0, 0, 0);
+		result = sys(IOCTL, fd, request, argument);
 	}
-	if (result < 0) {
-		*__errno_location() = (int)-result;
-		return -1;
-	}
-	return (int)result;
+	return (int)given(result);
 }

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from runtime import preload
 from runtime.errors import Unsupported
+from runtime.freestanding import library
 from runtime.tracking import pagemap
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def require(cache: Path) -> None:
             target="CRIU",
             why="this kernel has no PAGEMAP_SCAN (Linux 6.7)",
         )
-    preload.library(SOURCE, cache)
+    library(SOURCE, cache)
 
 
 class Veil:
@@ -56,7 +57,7 @@ class Veil:
         fault is in `fault`. CACHE: where the compiled library lies. Raises Unsupported, NotFound.
         """
         require(cache)
-        self._library = preload.library(SOURCE, cache)
+        self._library = library(SOURCE, cache)
         self._hide = hide
         self.fault: Exception | None = None
         """What `hide` raised."""
