@@ -113,9 +113,9 @@ class Departure:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        with contextlib.suppress(RuntimeFault):
+            self.resume()
         if self._dumper is not None:
-            with contextlib.suppress(RuntimeFault):
-                self.resume()
             self._dumper.__exit__(kind, error, trace)
             self._veils.close()
             if self._dumper.killed and self.network.kind != "host":
@@ -448,12 +448,12 @@ class Departure:
                 self._door.open()
 
     def resume(self) -> None:
-        """It stays: as if nothing had been."""
-        assert self._dumper is not None and self._control is not None
-        if self._verdict:
+        """It stays: as if nothing had been. Whatever came of prepare()."""
+        if self._verdict or not self.quiesced:
             return
+        assert self._control is not None
         self._verdict = True
-        if self._capture is not None:
+        if self._dumper is not None:
             self._dumper.resume()
         self._open_door()
         self.times["resumed"] = time.time_ns()

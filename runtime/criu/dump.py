@@ -171,7 +171,9 @@ class Dumper:
             )
 
     def resume(self) -> None:
-        """The verdict "it stays": CRIU undoes what it did, and the tasks run on."""
+        """The verdict "it stays": CRIU undoes what it did, and the tasks run on. Fine if it was never started."""
+        if self._process is None:
+            return
         self._hooks.answer(1)
         if self._lazy is not None and self._lazy.server is not None:
             self._lazy.server.drop_to_resume()
