@@ -81,6 +81,15 @@ MOUNT_ATTR_STRICTATIME = 0x20
 MOUNT_ATTR__ATIME = 0x70
 MOUNT_ATTR_NODIRATIME = 0x80
 MOUNT_ATTR_IDMAP = 0x100000
+_ATTRIBUTES = (
+    (MS_RDONLY, MOUNT_ATTR_RDONLY),
+    (MS_NOSUID, MOUNT_ATTR_NOSUID),
+    (MS_NODEV, MOUNT_ATTR_NODEV),
+    (MS_NOEXEC, MOUNT_ATTR_NOEXEC),
+    (MS_STRICTATIME, MOUNT_ATTR_STRICTATIME),
+    (MS_NOATIME, MOUNT_ATTR_NOATIME),
+    (MS_NODIRATIME, MOUNT_ATTR_NODIRATIME),
+)
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
@@ -206,6 +215,11 @@ def fsmount(fd: int, attributes: int) -> int:
         "the file system",
         *(ctypes.c_int(fd), ctypes.c_uint(FSMOUNT_CLOEXEC), ctypes.c_uint(attributes)),
     )
+
+
+def mount_attributes(flags: int) -> int:
+    """MS_* of mount(2) as MOUNT_ATTR_*; what has no such attribute is left out."""
+    return sum(attribute for flag, attribute in _ATTRIBUTES if flags & flag)
 
 
 def mount_setattr(

@@ -12,15 +12,6 @@ import os
 
 from runtime import syscalls as sc
 
-_ATTRIBUTES = (
-    (sc.MS_NOSUID, sc.MOUNT_ATTR_NOSUID),
-    (sc.MS_NODEV, sc.MOUNT_ATTR_NODEV),
-    (sc.MS_NOEXEC, sc.MOUNT_ATTR_NOEXEC),
-    (sc.MS_STRICTATIME, sc.MOUNT_ATTR_STRICTATIME),
-    (sc.MS_NOATIME, sc.MOUNT_ATTR_NOATIME),
-    (sc.MS_NODIRATIME, sc.MOUNT_ATTR_NODIRATIME),
-)
-
 
 def make(flags: int, data: str, *, id_base: int) -> int:
     """A detached mount's descriptor; see fsopen(2), fsmount(2). Raises OSError naming the option.
@@ -36,11 +27,8 @@ def make(flags: int, data: str, *, id_base: int) -> int:
         for name, value in options.items():
             sc.fsconfig_string(context, name, value)
         sc.fsconfig_create(context)
-        attributes = sc.MOUNT_ATTR_NODEV if id_base else 0
-        for flag, attribute in _ATTRIBUTES:
-            if flags & flag:
-                attributes |= attribute
-        return sc.fsmount(context, attributes)
+        attributes = sc.mount_attributes(flags & ~sc.MS_RDONLY)
+        return sc.fsmount(context, attributes | (sc.MOUNT_ATTR_NODEV if id_base else 0))
     finally:
         os.close(context)
 

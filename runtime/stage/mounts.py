@@ -26,15 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-_ATTRIBUTES = (
-    (sc.MS_RDONLY, sc.MOUNT_ATTR_RDONLY),
-    (sc.MS_NOSUID, sc.MOUNT_ATTR_NOSUID),
-    (sc.MS_NODEV, sc.MOUNT_ATTR_NODEV),
-    (sc.MS_NOEXEC, sc.MOUNT_ATTR_NOEXEC),
-    (sc.MS_STRICTATIME, sc.MOUNT_ATTR_STRICTATIME),
-    (sc.MS_NOATIME, sc.MOUNT_ATTR_NOATIME),
-    (sc.MS_NODIRATIME, sc.MOUNT_ATTR_NODIRATIME),
-)
 # relatime unless the container's spec says otherwise, whatever the host's own file system has: in a user namespace
 # nobody can change it any more, so a container from a host with noatime couldn't be restored on one without.
 _HOSTS_OWN = sc.MOUNT_ATTR__ATIME | sc.MOUNT_ATTR_NODIRATIME
@@ -86,10 +77,7 @@ def _attach(source: str, target: str, flags: int, userns: int | None, *, recursi
         sc.OPEN_TREE_CLONE | sc.OPEN_TREE_CLOEXEC | (sc.AT_RECURSIVE if recursive else 0),
     )
     try:
-        attributes = 0
-        for flag, attribute in _ATTRIBUTES:
-            if flags & flag:
-                attributes |= attribute
+        attributes = sc.mount_attributes(flags)
         if userns is not None:
             attributes |= sc.MOUNT_ATTR_IDMAP
         try:
