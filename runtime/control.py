@@ -19,6 +19,7 @@ from runtime.errors import (
     WrongState,
 )
 from runtime.files import publish_json
+from runtime.packets import past_reset
 from runtime.paths import ContainerPaths
 
 MONITOR = Path(__file__).parent / "monitor" / "__main__.py"
@@ -80,7 +81,7 @@ class Control:
         """The next JSON message. TIMEOUT in seconds. Raises TimedOut; SystemFault when the monitor is gone."""
         self.sock.settimeout(timeout)
         try:
-            data = receive_packet(self.sock, PACKET)
+            data = past_reset(self.sock.recv, PACKET)
         except (TimeoutError, BlockingIOError):  # the latter for a timeout of 0
             raise TimedOut(
                 doing="waiting for the monitor of",
@@ -113,16 +114,6 @@ class Control:
             kind = _KINDS.get(answer.get("code", 0), WrongState)
             raise kind(doing=doing, target=self._name, why=answer["error"])
         return answer
-
-
-def receive_packet(sock: socket.socket, size: int) -> bytes:
-    """The next packet; nothing at the end. Raises TimeoutError, BlockingIOError."""
-    while True:
-        try:
-            return sock.recv(size)
-        except ConnectionResetError:
-            # It closed with a word of ours unread, which the kernel reports first; what it said before is still there.
-            continue
 
 
 def _not_running(name: str) -> WrongState:

@@ -16,7 +16,8 @@ from typing import Any
 
 from ckpt.ops.host import Host
 from runtime import launch
-from runtime.control import Control, receive_packet
+from runtime.control import Control
+from runtime.packets import past_reset
 
 CHUNK = 16 * 1024
 
@@ -135,7 +136,7 @@ def _copy(control: Control, *, stdin: bool, person: bool) -> dict[str, Any]:
                 else:
                     _tell(sock, b"i" + data)
             else:
-                packet = receive_packet(sock, 1 << 18)
+                packet = past_reset(sock.recv, 1 << 18)
                 if not packet:
                     return LOST
                 kind, data = packet[:1], packet[1:]

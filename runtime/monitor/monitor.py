@@ -29,6 +29,7 @@ from runtime.monitor.process import Process
 from runtime.monitor.restoring import Restoring
 from runtime.monitor.status import STARTER_GONE, StatusFile, decode
 from runtime.monitor.streams import Streams
+from runtime.packets import past_reset
 from runtime.stage import execute, first
 
 TYPE_CHECKING = False  # importing typing costs the monitor half a megabyte
@@ -155,9 +156,7 @@ class Monitor:
         sock.settimeout(CARE)
         while True:
             try:
-                packet = sock.recv(1 << 16)
-            except ConnectionResetError:
-                continue  # it left without reading all that we said; what it said is still to be had
+                packet = past_reset(sock.recv, 1 << 16)
             except OSError:
                 return False
             if packet == DONE or not packet:

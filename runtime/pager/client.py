@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from runtime.errors import SystemFault, TimedOut, from_os_error
+from runtime.packets import past_reset
 from runtime.pagecache.store import Owed, TaskPages
 from runtime.pager.worker import FETCHERS
 
@@ -141,7 +142,7 @@ class Pager:
     def _receive(self, timeout: float) -> Status:
         self._control.settimeout(timeout)
         try:
-            data = self._control.recv(_MAX_ANSWER)
+            data = past_reset(self._control.recv, _MAX_ANSWER)
         except TimeoutError:
             raise TimedOut(
                 doing="waiting for", target="the pager", why=f"no answer within {timeout:g} s"
@@ -225,7 +226,7 @@ class Upstream:
     def _hear(self, timeout: float) -> dict[str, Any]:
         self._sock.settimeout(timeout)
         try:
-            data, fds = self._packet()
+            data, fds = past_reset(socket.recv_fds, self._sock, _MAX_ANSWER, 2)[:2]
         except TimeoutError:
             raise TimedOut(
                 doing="waiting for", target="the pager", why=f"no word within {timeout:g} s"
@@ -238,14 +239,6 @@ class Upstream:
         if fds:
             self.pages[word["task"]] = TaskPages(fds[0], Owed(fds[1]))
         return word
-
-    def _packet(self) -> tuple[bytes, list[int]]:
-        while True:
-            try:
-                return socket.recv_fds(self._sock, _MAX_ANSWER, 2)[:2]
-            except ConnectionResetError:
-                # It ended with a word of ours unread, which the kernel reports first. What it said is still there.
-                continue
 
     def _gone(self) -> Ended:
         return Ended(doing="listening to", target="the pager", why="it has ended")
