@@ -1,4 +1,4 @@
-"""System calls on other processes' memory and on memory files; beside runtime/syscalls.py and like it.
+"""System calls on other processes' memory; beside runtime/syscalls.py and like it.
 
 Standard library only: the pager runs without site-packages.
 """
@@ -18,11 +18,9 @@ _libc.process_vm_readv.restype = ctypes.c_ssize_t
 _libc.process_vm_readv.argtypes = [
     ctypes.c_int, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong,
 ]  # fmt: skip
-_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _libc.syscall.restype = ctypes.c_long
 
 IOV_MAX = 1024
-_KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _CLONE_FILES = 0x400
 _SIGCHLD = 17
 _NR_CLONE = {"x86_64": 56, "aarch64": 220}
@@ -47,12 +45,6 @@ def process_vm_readv(pid: int, address: int, remote: Sequence[tuple[int, int]]) 
     if done < 0:
         raise _fail(f"memory of process {pid}")
     return done
-
-
-def punch_hole(fd: int, offset: int, length: int) -> None:
-    """fallocate(2): give back that part of a file; it then reads as zeros."""
-    if _libc.fallocate(fd, _KEEP_SIZE | _PUNCH_HOLE, offset, length) < 0:
-        raise _fail(f"fd {fd}")
 
 
 def fork_sharing_files() -> int:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runtime.errors import Unsupported, from_os_error
-from runtime.memory_calls import punch_hole
+from runtime.holes import data_ranges, punch_hole
 
 WINDOW = 64 << 20
 SIZE = 2 << 40
@@ -87,13 +87,13 @@ class PageFile:
 
     def runs(self, task: int) -> Iterator[tuple[int, int]]:
         """The ranges of addresses [start, end) that have pages, in order; those that touch may come apart."""
-        for number, place in sorted(self._windows.get(task, {}).items()):
-            base, end = place * WINDOW, (place + 1) * WINDOW
-            at = base
-            while (at := self._seek(at, os.SEEK_DATA, end)) < end:
-                stop = self._seek(at, os.SEEK_HOLE, end)
-                yield number * WINDOW + at - base, number * WINDOW + stop - base
-                at = stop
+        try:
+            for number, place in sorted(self._windows.get(task, {}).items()):
+                base = place * WINDOW
+                for start, end in data_ranges(self.fd, base, base + WINDOW):
+                    yield number * WINDOW + start - base, number * WINDOW + end - base
+        except OSError as error:
+            raise self._fault(error) from error
 
     def taking(self, task: int, start: int, end: int) -> Iterator[Piece]:
         """Where the pages from START to END lie, to be read one after the other and then no more.
@@ -139,14 +139,6 @@ class PageFile:
                 raise self._fault(error) from error
             for at in range(offset, offset + size, 1 << 20):
                 os.pwrite(self.fd, bytes(min(1 << 20, offset + size - at)), at)
-
-    def _seek(self, at: int, how: int, end: int) -> int:
-        try:
-            return min(os.lseek(self.fd, at, how), end)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # nothing more
-                return end
-            raise self._fault(error) from error
 
     def _unfit(self, why: str) -> Unsupported:
         return Unsupported(doing="keeping pages in", target=str(self._directory), why=why)

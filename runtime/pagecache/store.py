@@ -18,7 +18,7 @@ import ctypes
 import mmap
 import os
 
-from runtime.memory_calls import punch_hole
+from runtime.holes import data_ranges, punch_hole
 
 TYPE_CHECKING = False  # importing typing costs the pager milliseconds
 if TYPE_CHECKING:
@@ -80,21 +80,13 @@ class Owed:
 
     def runs(self) -> Iterator[tuple[int, int]]:
         """The ranges that are still to come, in order."""
-        at = 0
-        while True:
-            try:
-                at = os.lseek(self.fd, at, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == 6:  # ENXIO: nothing more
-                    return
-                raise
-            stop = os.lseek(self.fd, at, os.SEEK_HOLE) * PAGE
-            start = self.first(at * PAGE, stop)
+        for first, last in data_ranges(self.fd, 0, ADDRESS_END // PAGE):
+            stop = last * PAGE
+            start = self.first(first * PAGE, stop)
             while start < stop:
                 end = self.first_here(start, stop)
                 yield start, end
                 start = self.first(end, stop)
-            at = stop // PAGE
 
 
 class TaskPages:
@@ -167,19 +159,7 @@ class TaskPages:
 
     def runs(self, start: int = 0, end: int = ADDRESS_END) -> Iterator[tuple[int, int]]:
         """The populated ranges between two addresses, in order."""
-        at = start
-        while at < end:
-            try:
-                at = os.lseek(self.fd, at, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == 6:  # ENXIO: nothing more
-                    return
-                raise
-            if at >= end:
-                return
-            stop = min(os.lseek(self.fd, at, os.SEEK_HOLE), end)
-            yield at, stop
-            at = stop
+        return data_ranges(self.fd, start, end)
 
     @property
     def size(self) -> int:

@@ -7,12 +7,13 @@ blocks of a file changed since it was sent.
 
 from __future__ import annotations
 
-import errno
 import os
 import threading
 from collections.abc import Iterator
 
 from blake3 import blake3
+
+from runtime import holes
 
 BLOCK = 128 * 1024
 CHUNK = 1024 * 1024  # read at once; larger doesn't pay: blake3 does 6 GB/s from 128 KiB on
@@ -28,21 +29,7 @@ def data_ranges(fd: int, size: int, allocated: int) -> Iterator[tuple[int, int]]
         if size:
             yield 0, size
         return
-    position = 0
-    while position < size:
-        try:
-            start = os.lseek(fd, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # no data behind here, or the file has shrunk
-                return
-            raise
-        if start >= size:
-            return
-        end = min(os.lseek(fd, start, os.SEEK_HOLE), size)
-        if end <= start:
-            return
-        yield start, end
-        position = end
+    yield from holes.data_ranges(fd, 0, size)
 
 
 def scratch() -> memoryview:

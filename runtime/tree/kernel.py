@@ -20,8 +20,6 @@ RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_BENEATH = 0x08
 RESOLVE_IN_ROOT = 0x10
 
-FALLOC_FL_KEEP_SIZE = 0x01
-FALLOC_FL_PUNCH_HOLE = 0x02
 SYNC_FILE_RANGE_WRITE = 2
 FICLONE = 0x40049409
 
@@ -44,8 +42,6 @@ _openat2 = ctypes.CFUNCTYPE(
     use_errno=True,
 )(("syscall", _libc))
 
-_fallocate = _libc.fallocate
-_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 _sync_file_range = _libc.sync_file_range
 _sync_file_range.argtypes = [ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint]
 _syncfs = _libc.syncfs
@@ -76,12 +72,6 @@ def openat2(dir_fd: int, path: bytes, flags: int, mode: int, resolve: int) -> in
             ctypes.get_errno() != errno.EAGAIN or flags & os.O_NONBLOCK
         ):
             raise _fail(os.fsdecode(path))
-
-
-def punch_hole(fd: int, offset: int, length: int) -> None:
-    """fallocate(2): free the blocks of a range; it reads as zeros and the size stays."""
-    if _fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length) != 0:
-        raise _fail(f"fd {fd}")
 
 
 def start_writeback(fd: int) -> None:

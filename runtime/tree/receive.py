@@ -13,11 +13,11 @@ import stat
 from dataclasses import dataclass
 
 from runtime.errors import BadInput, from_os_error
+from runtime.holes import punch_hole
 
 from . import stream
 from .beneath import shown
 from .ids import IdShift
-from .kernel import punch_hole
 from .meta import Meta
 from .place import Placer
 

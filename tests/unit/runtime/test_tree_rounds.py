@@ -234,7 +234,7 @@ def test_a_few_changed_blocks_of_a_large_file_are_all_that_is_sent(both):
 
 
 def test_a_hole_punched_into_a_large_file_arrives(both):
-    from runtime.tree.kernel import punch_hole
+    from runtime.holes import punch_hole
 
     source, target = both
     (source / "f").write_bytes(os.urandom(8_000_000))
