@@ -123,7 +123,7 @@ class Agent:
         if self._lanes is not None:
             self._lanes.close()
         if self._arrival is not None:
-            self._arrival.__exit__(None, None, None)
+            self._arrival.close()
         if self._journal is not None:
             self._journal.close()
         if self._folder is not None:

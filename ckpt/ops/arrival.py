@@ -17,7 +17,6 @@ import platform
 import threading
 import time
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Any
 
 from ckpt.ops import hooks, places
@@ -84,12 +83,10 @@ class Arrival:
     def __enter__(self) -> Arrival:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._stack.close()
 
     # ---- before anything is made

@@ -20,7 +20,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from ckpt.ops import heal, volume_arrival, volumes
@@ -107,16 +106,11 @@ class Departure:
     def __enter__(self) -> Departure:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         with contextlib.suppress(RuntimeFault):
             self.resume()
         if self._dumper is not None:
-            self._dumper.__exit__(kind, error, trace)
+            self._dumper.close()
             self._veils.close()
             if self._dumper.killed and self.network.kind != "host":
                 with contextlib.suppress(

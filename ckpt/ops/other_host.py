@@ -6,7 +6,6 @@ import contextlib
 import logging
 import threading
 import time
-from types import TracebackType
 from typing import Any
 
 from ckpt import FEATURES, SOFTWARE
@@ -49,12 +48,7 @@ class OtherHost:
     def __enter__(self) -> OtherHost:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     @property

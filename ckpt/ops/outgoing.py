@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable
-from types import TracebackType
 from typing import Any, Protocol
 
 from ckpt.ops.host import Host
@@ -105,12 +104,7 @@ class Beside:
             self._thread = threading.Thread(target=self._run, name="last pages")
             self._thread.start()
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if self._thread is not None:
             self._thread.join()
         if self._fault is not None and error is None:

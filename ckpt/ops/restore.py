@@ -209,7 +209,7 @@ def from_stream(host: Host, fd: int, *, name: str = "") -> Restored:
         return Restored(arrival.container, tuple(arrival.notes))
     finally:
         for arrival in made:
-            arrival.__exit__(None, None, None)
+            arrival.close()
         incoming.close()
 
 

@@ -48,7 +48,7 @@ class Lazy:
 
 
 class Dumper:
-    """CRIU as our child. Use as a context manager: leaving it without a verdict resumes the tasks."""
+    """CRIU as our child. Close it: without a verdict that resumes the tasks."""
 
     def __init__(
         self,
@@ -94,15 +94,12 @@ class Dumper:
         """CLOCK_REALTIME just before the first task was stopped."""
         self.dumped_ns = 0
 
-    def __enter__(self) -> Dumper:
-        return self
-
     @property
     def killed(self) -> bool:
         """Whether CRIU was killed, by us or by others: it could not put back what it had changed."""
         return self._process is not None and (self._process.returncode or 0) < 0
 
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._kill()
         self._hooks.close()

@@ -6,7 +6,6 @@ import contextlib
 import os
 import tempfile
 from pathlib import Path
-from types import TracebackType
 
 from runtime.errors import from_os_error
 
@@ -30,12 +29,7 @@ class PageFile:
     def __enter__(self) -> PageFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):
             self._draft.unlink(missing_ok=True)
 
