@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -74,6 +74,18 @@ class Sink(Protocol):
     """Takes parts. A name that comes twice replaces the first of that name."""
 
     def open(self, name: str) -> Part: ...
+
+
+@contextlib.contextmanager
+def writing(sink: Sink, name: str) -> Iterator[Part]:
+    """The part NAME: whole with the end of the block, abandoned when that fails."""
+    part = sink.open(name)
+    try:
+        yield part
+    except BaseException:
+        part.abandon()
+        raise
+    part.close()
 
 
 class DirectorySink:

@@ -7,26 +7,20 @@ import select
 from collections.abc import Iterable
 
 from images.moving import Mover, available
-from images.parts import Sink
+from images.parts import Sink, writing
 
 
 def pour_pipe(sink: Sink, name: str, pipe: int, mover: Mover) -> int:
     """The whole of PIPE, until its writer closes it, as the part NAME; returns its bytes."""
-    part = sink.open(name)
     total = 0
-    try:
+    with writing(sink, name) as part:
         while True:
             mover.wait(pipe, select.POLLIN)
             count = available(pipe)
             if count == 0:  # readable without a byte: the writer has closed it
-                break
+                return total
             part.take(mover, pipe, count)
             total += count
-    except BaseException:
-        part.abandon()
-        raise
-    part.close()
-    return total
 
 
 def pour_bytes(sink: Sink, name: str, data: bytes, mover: Mover) -> None:
@@ -35,14 +29,9 @@ def pour_bytes(sink: Sink, name: str, data: bytes, mover: Mover) -> None:
     try:
         mover.write_all(memory, data)
         os.lseek(memory, 0, os.SEEK_SET)
-        part = sink.open(name)
-        try:
+        with writing(sink, name) as part:
             if data:
                 part.take(mover, memory, len(data))
-        except BaseException:
-            part.abandon()
-            raise
-        part.close()
     finally:
         os.close(memory)
 
@@ -53,15 +42,10 @@ Extent = tuple[int, int, int]
 
 def pour_extents(sink: Sink, name: str, extents: Iterable[Extent], mover: Mover) -> int:
     """A part that lies in pieces; returns its bytes. EXTENTS is asked for the next when the last has been taken."""
-    part = sink.open(name)
     total = 0
-    try:
+    with writing(sink, name) as part:
         for fd, offset, size in extents:
             os.lseek(fd, offset, os.SEEK_SET)
             part.take(mover, fd, size)
             total += size
-    except BaseException:
-        part.abandon()
-        raise
-    part.close()
     return total

@@ -19,7 +19,7 @@ from images.draft import Draft
 from images.errors import Corrupt, ImageFault, Truncated
 from images.manifest import Manifest
 from images.moving import Mover
-from images.parts import CRIU, FILES, PartInfo
+from images.parts import CRIU, FILES, PartInfo, writing
 from images.receive import receive
 from images.rewrite import FilteredSink, FilteredSource
 from images.spool import Spool
@@ -64,14 +64,11 @@ def _stored_files(stored: Checkpoint, arrival: Arrival) -> None:
             continue
         fd = stored.open_part(part)
         try:
-            with Mover(doing="applying", target=part.label) as mover:
-                taken = sink.open(part.name)
-                try:
-                    taken.take(mover, fd, part.size)
-                except BaseException:
-                    taken.abandon()
-                    raise
-                taken.close()
+            with (
+                Mover(doing="applying", target=part.label) as mover,
+                writing(sink, part.name) as taken,
+            ):
+                taken.take(mover, fd, part.size)
         finally:
             os.close(fd)
 
