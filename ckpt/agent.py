@@ -60,7 +60,6 @@ class Agent:
         self._lane_notes: queue.SimpleQueue[Mapping[str, Any]] = queue.SimpleQueue()
         self._pages_lane: LaneReader | None = None
         self._landing: Landing | None = None
-        self._lazy = False
         self._braced = threading.Event()
         self._incoming: Incoming | None = None
         self._arrival: Arrival | None = None
@@ -104,18 +103,7 @@ class Agent:
             self.close()
 
     def close(self) -> None:
-        self._interrupt()
-        if self._restoring is not None:
-            self._restoring.join()
-        if self._incoming is not None:
-            self._incoming.close()
-        if self._lane is not None:
-            self._lane.abort()
-            self._lane = None
-        if self._pages_lane is not None:
-            self._pages_lane.abort()
-            self._pages_lane = None
-        self._pages.close()
+        self._end_receiving()
         if self._landing is not None:
             self._landing.close()
         if self._trial is not None:
@@ -128,6 +116,20 @@ class Agent:
             self._journal.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _end_receiving(self) -> None:
+        self._interrupt()
+        if self._restoring is not None:
+            self._restoring.join()
+        if self._incoming is not None:
+            self._incoming.close()
+        if self._lane is not None:
+            self._lane.abort()
+            self._lane = None
+        if self._pages_lane is not None:
+            self._pages_lane.abort()
+            self._pages_lane = None
+        self._pages.close()
 
     def _interrupt(self) -> None:
         """Whatever waits ends: nobody will need it."""
@@ -196,7 +198,7 @@ class Agent:
                 name=self._name,
                 peer=self._peer,
                 state=str(state),
-                facts={"mode": "lazy"} if self._lazy else {},
+                facts={"mode": "lazy"} if self._pages.expected else {},
             )
             self._journal = Journal(self.host.paths.journals, entry)
         if self._arrival is not None and self._arrival.began:
@@ -221,12 +223,12 @@ class Agent:
         note = self._lane_note(stop)
         self._lane = self._lane_host().accept(str(note["token"]), LANE_OPENING)
         self._times["lane"] = time.time_ns()
-        self._lazy = note.get("mode") == "lazy"
-        if note.get("mode") in ("warm", "lazy"):
+        mode = note.get("mode")
+        if mode in ("warm", "lazy"):
             self._pages_lane = self.another_lane(stop)
             limit = available_memory()
-            self._landing = Landing(self._pages_lane.fd, limit=limit, lazy=self._lazy)
-            if self._lazy:
+            self._landing = Landing(self._pages_lane.fd, limit=limit, lazy=mode == "lazy")
+            if mode == "lazy":
                 self._pages.expect(self._landing, self.another_lane(stop))
 
         def arrive(manifest: Manifest) -> Arrival:
@@ -315,7 +317,7 @@ class Agent:
             while not self._braced.wait(TICK):
                 self._check_stopped()
             self._landing.hand_over()
-            if self._lazy:
+            if self._pages.expected:
                 # From now on: the restore itself may need a page.
                 assert self._arrival is not None
                 self._pages.begin(self._arrival.container.paths.run / "criu")
@@ -337,11 +339,11 @@ class Agent:
         if self._arrival is not None:
             self._arrival.go()
             at = self._arrival.times["running"]
-        elif entry.facts.get("mode") == "lazy":
+        elif entry.is_lazy:
             at = self._pages.begin_again(entry, stop)
         else:
             at = arrived.release(self.host, entry.id)
-        if entry.facts.get("mode") != "lazy":
+        if not entry.is_lazy:
             return {"at": at, "facts": {}}
         if "ran" not in entry.facts:
             entry.facts["ran"] = at
@@ -349,18 +351,7 @@ class Agent:
         return {"at": entry.facts["ran"], "facts": self._pages.all(self._journal)}
 
     def discard(self, facts: Facts, stop: threading.Event) -> None:
-        self._interrupt()
-        if self._restoring is not None:
-            self._restoring.join()
-        if self._incoming is not None:
-            self._incoming.close()
-        if self._lane is not None:
-            self._lane.abort()
-            self._lane = None
-        if self._pages_lane is not None:
-            self._pages_lane.abort()
-            self._pages_lane = None
-        self._pages.close()
+        self._end_receiving()
         if self._arrival is not None:
             self._arrival.abandon()
         elif self._journal is not None:

@@ -38,6 +38,11 @@ class Entry:
     changed_ns: int = 0
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_lazy(self) -> bool:
+        """Memory follows after COMMIT: until then both hosts are needed."""
+        return self.facts.get("mode") == "lazy"
+
 
 class Journal:
     """Holds the lock of one migration at this host: who has it may act for it."""
@@ -191,7 +196,7 @@ def require_settled(directory: Path, container: str, name: str) -> None:
             )
         elif entry.role == "destination" and state is State.COMMITTED:
             why, hint = f"it has arrived from {entry.peer} but not begun to run", "ckpt recover"
-            if entry.facts.get("mode") == "lazy":
+            if entry.is_lazy:
                 why = f"part of its memory is still at {entry.peer}"
                 hint = "it comes by itself; else ckpt recover at that host"
         else:

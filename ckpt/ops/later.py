@@ -91,6 +91,10 @@ class PagesLater:
         self._lanes.append(urgent)
         self._intakes.append(Intake(urgent.fd, landing.store, lazy=True))
 
+    @property
+    def expected(self) -> bool:
+        return self._landing is not None
+
     def begin(self, directory: Path) -> None:
         """What is still to come is known, and the pager in the work directory of the restore has its orders."""
         assert self._landing is not None

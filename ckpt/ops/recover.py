@@ -117,8 +117,7 @@ def _source(host: Host, journal: Journal, assume: str | None = None) -> str:
             return f"not finished: {fault}"
         migration = migrating.Migration(host, container, entry.peer)
         migration.take_over(journal)
-        lazy = entry.facts.get("mode") == "lazy"
-        if lazy and assume is not None and state is State.COMMITTED:
+        if entry.is_lazy and assume is not None and state is State.COMMITTED:
             return lazy_recovery.at_source(migration, journal, assume)
         stops.reached("heal")
         try:
@@ -133,7 +132,7 @@ def _source(host: Host, journal: Journal, assume: str | None = None) -> str:
         if migration.untold:
             return f"given up: it runs here; {entry.peer} could not be told: {cause}"
         return "given up: it runs here"
-    if lazy:
+    if entry.is_lazy:
         return f"not finished, its memory is held here for {entry.peer}: {cause}"
     return f"not finished: {cause}"
 
@@ -161,7 +160,7 @@ def _destination(host: Host, journal: Journal, assume: str | None) -> str:
         return (
             f"container {entry.name} is lost, it was killed: {lost}; its files are here: ckpt start"
         )
-    if state is State.COMMITTED and entry.facts.get("mode") == "lazy":
+    if state is State.COMMITTED and entry.is_lazy:
         return lazy_recovery.at_destination(host, journal, assume)
     if state is State.PREPARED and assume is None:
         return (
