@@ -20,11 +20,11 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 
 from ckpt.ops.convergence import Limits, Next, Round, decide
 from images.lazy_entries import plan_lazy
 from images.pages import build_page_map, parse_page_map
+from runtime import proc
 from runtime.errors import NotFound, RuntimeFault, Unsupported
 from runtime.pagesource.read import TaskReader
 from runtime.pagesource.sink import PageSink
@@ -83,12 +83,7 @@ class Carrier:
     def __enter__(self) -> Carrier:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None:
             self._sender.abort()
         self.stop()
@@ -252,20 +247,12 @@ class Carrier:
 
 def has_memory(pid: int) -> bool:
     """Not for a zombie, nor for one that is gone: there is nothing to carry."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+    return proc.state(pid) not in "ZX"
 
 
 def number_of(pid: int) -> int:
     """The process id as its container sees it."""
     try:
-        with open(f"/proc/{pid}/status") as file:
-            for line in file:
-                if line.startswith("NSpid:"):
-                    return int(line.split()[-1])
-    except (FileNotFoundError, ProcessLookupError):
-        pass
-    raise NotFound(doing="looking at", target=f"process {pid}", why="it has ended")
+        return int(proc.status_field(pid, "NSpid").split()[-1])
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        raise NotFound(doing="looking at", target=f"process {pid}", why="it has ended") from None

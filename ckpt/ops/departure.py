@@ -39,7 +39,7 @@ from images.manifest import Manifest, Rootfs
 from images.moving import Mover
 from images.parts import CRIU, FILES, INVENTORY
 from images.pour import pour_bytes
-from runtime import launch
+from runtime import launch, proc
 from runtime.container.record import Container
 from runtime.control import Control
 from runtime.criu import affinity, aftermath, links, queues
@@ -470,8 +470,7 @@ def _ways_to_others() -> dict[str, str]:
 def is_dying(pid: int) -> bool:
     """Whether a process is in exit already, or gone: PF_EXITING in its flags (proc_pid_stat(5), field 9)."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
+        fields = proc.stat(pid)
     except (FileNotFoundError, ProcessLookupError):
         return True
     return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & 0x4)

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from ckpt.ops import journal
 from ckpt.ops.bringup import network_of
 from ckpt.ops.host import Host
+from runtime import proc
 from runtime.container.record import Container
 from runtime.criu import aftermath
 from runtime.errors import NotFound, RuntimeFault
@@ -97,10 +98,6 @@ def wait_untraced(pids: Iterable[int], limit: float) -> bool:
 
 def _tracer(pid: int) -> int:
     try:
-        with open(f"/proc/{pid}/status") as file:
-            for line in file:
-                if line.startswith("TracerPid:"):
-                    return int(line.split()[1])
+        return int(proc.status_field(pid, "TracerPid") or 0)
     except OSError:
-        pass  # it ended
-    return 0
+        return 0  # it ended

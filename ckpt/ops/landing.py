@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ckpt.ops.host import Host
-from runtime import cgroups
+from runtime import cgroups, proc
 from runtime.errors import RuntimeFault, SystemFault, Unsupported
 from runtime.pagecache.store import PageStore
 from runtime.pager.client import Pager
@@ -94,7 +94,7 @@ class Landing:
         with errors.open("ab") as file:
             self.pager = Pager(directory, errors=file)
         worker = self.pager.status().worker
-        _move(cgroups.monitors(host.layout), [worker, _parent(worker)])
+        _move(cgroups.monitors(host.layout), [worker, int(proc.stat(worker)[1])])  # and its parent
 
     def hand_over(self) -> None:
         """All pages are here, or noted as still to come: the pager may answer, and goes on without us from now on."""
@@ -133,7 +133,3 @@ def _move(procs: str, pids: list[int]) -> None:
     for pid in pids if procs else ():
         with contextlib.suppress(OSError):
             Path(procs).write_text(str(pid))
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[1])

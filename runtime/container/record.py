@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 import secrets
 from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
+from runtime import proc
 from runtime.errors import BadInput, Conflict, NotFound, WrongState
 from runtime.files import publish_json, read_json
 from runtime.paths import ContainerPaths, HostPaths
@@ -135,11 +135,10 @@ class Container:
 
 def _alive(pid: int, ticks: int) -> bool:
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        fields = proc.stat(pid)
     except OSError:
         return False
-    parts = stat.rpartition(b")")[2].split()
-    return int(parts[19]) == ticks and parts[0] != b"Z"
+    return int(fields[19]) == ticks and fields[0] != b"Z"
 
 
 def new_id(host: HostPaths) -> str:

@@ -10,6 +10,8 @@ import contextlib
 import os
 from collections.abc import Iterable, Mapping
 
+from runtime.proc import status_field
+
 Affinity = dict[int, list[int]]
 
 
@@ -44,5 +46,4 @@ def _threads(pids: Iterable[int]) -> Iterable[int]:
 
 def _inner(tid: int) -> int:
     """A thread's id in its own pid namespace."""
-    with open(f"/proc/{tid}/status") as file:
-        return next(int(line.split()[-1]) for line in file if line.startswith("NSpid:"))
+    return int(status_field(tid, "NSpid").split()[-1])

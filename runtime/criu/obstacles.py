@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.network.plug import inside
+from runtime.proc import status_field
 
 _ANONYMOUS = {
     "anon_inode:[io_uring]": (
@@ -99,11 +100,11 @@ def _title(pid: int) -> str:
 
 
 def _traced(pid: int) -> list[Obstacle]:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("TracerPid:") and line.split()[1] != "0":
-            by = _title(int(line.split()[1]))
-            return [Obstacle(_title(pid), f"it is being traced by {by}", "end strace or gdb on it")]
-    return []
+    tracer = int(status_field(pid, "TracerPid"))
+    if not tracer:
+        return []
+    why = f"it is being traced by {_title(tracer)}"
+    return [Obstacle(_title(pid), why, "end strace or gdb on it")]
 
 
 def _limits(pid: int) -> list[Obstacle]:

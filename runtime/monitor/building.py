@@ -7,7 +7,7 @@ import socket
 
 from runtime import syscalls
 from runtime.monitor.loop import READ
-from runtime.monitor.status import boot_ticks
+from runtime.proc import boot_ticks
 from runtime.stage import first, mounts, namespaces
 
 TYPE_CHECKING = False  # importing typing costs the monitor half a megabyte

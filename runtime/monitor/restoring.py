@@ -16,7 +16,7 @@ from runtime import syscalls
 from runtime.monitor.building import assemble
 from runtime.monitor.loop import READ
 from runtime.monitor.process import Process
-from runtime.monitor.status import boot_ticks
+from runtime.proc import boot_ticks
 from runtime.stage import execute, mounts
 
 TYPE_CHECKING = False  # importing typing costs the monitor half a megabyte

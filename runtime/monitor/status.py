@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 
+from runtime.proc import boot_ticks
+
 TYPE_CHECKING = False  # importing typing costs the monitor half a megabyte
 if TYPE_CHECKING:
     from typing import Any
@@ -13,12 +15,6 @@ STARTER_GONE = "the starter ended"
 """Reason of a container whose creation nobody waited for."""
 KEPT_JOBS = 100
 """Ended jobs whose exit status is remembered."""
-
-
-def boot_ticks(pid: int) -> int:
-    """When a process started, in clock ticks since boot: with the pid, a name that is never used twice."""
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return int(file.read().rpartition(b")")[2].split()[19])
 
 
 def decode(status: int) -> dict[str, Any]:

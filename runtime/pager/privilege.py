@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import from_os_error
+from runtime.proc import boot_ticks
 
 SYSCTL = Path("/proc/sys/vm/unprivileged_userfaultfd")
 LEDGER = Path("/run/ckpt-unprivileged-userfaultfd")
@@ -114,8 +115,7 @@ def _locked(path: Path) -> Iterator[_State]:
 
 def _identity(pid: int) -> str:
     """Process id and start time: together they are never used again."""
-    stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    return f"{pid}:{stat.rpartition(')')[2].split()[19]}"
+    return f"{pid}:{boot_ticks(pid)}"
 
 
 def _alive(identity: str) -> bool:

@@ -35,7 +35,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from struct import unpack_from
 
-from runtime import syscalls
+from runtime import proc, syscalls
 from runtime.tracking import frame, gadgets, ptrace, uffd
 from runtime.tracking.vmas import Vma, mappings
 
@@ -251,17 +251,9 @@ def _wait_stop(pid: int) -> None:
             return
         late = time.monotonic() - begun
         # One that waits for a processor stops as soon as it gets it; one that sleeps uninterruptibly may never.
-        if late > _STOP_SECONDS and (late > _LONGEST_SECONDS or _state(pid) == "D"):
+        if late > _STOP_SECONDS and (late > _LONGEST_SECONDS or proc.state(pid) == "D"):
             raise Stuck("its main thread doesn't stop", again=True)
         os.sched_yield()
-
-
-def _state(pid: int) -> str:
-    """The state of its main thread, as proc_pid_stat(5) has it."""
-    try:
-        return Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "X"
 
 
 def _waited(pid: int, options: int) -> int | None:

@@ -19,8 +19,8 @@ import time
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from runtime import proc
 from runtime.errors import NotFound, Unsupported
 from runtime.tracking import pagemap, ptrace
 from runtime.tracking.identity import Identity, ended
@@ -197,8 +197,7 @@ def release_stuck() -> None:
 def _stop(pid: int, tid: int) -> bool:
     """Whether the thread stands now; False when it has ended. Raises _Untouchable."""
     try:
-        stat = Path(f"/proc/{pid}/task/{tid}/stat").read_text()
-        state = stat.rpartition(")")[2].split()[0]
+        state = proc.state(pid, tid)
         if state in "ZX":
             return False  # a main thread that ended before the others; it writes nothing
         if state == "D":

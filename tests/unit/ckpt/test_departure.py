@@ -16,8 +16,8 @@ from ckpt.ops import departure
 from ckpt.ops.departure import Departure
 from runtime.container.record import Container, Record
 from runtime.errors import SystemFault, WrongState
-from runtime.monitor.status import boot_ticks
 from runtime.paths import HostPaths
+from runtime.proc import boot_ticks
 
 
 @pytest.fixture
