@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
@@ -10,61 +10,56 @@ from click.shell_completion import CompletionItem
 
 from ckpt.cli.edge import guarded
 from ckpt.ops.host import Host
-from runtime.errors import BadInput, RuntimeFault
+from runtime.errors import BadInput
 
 pass_host: Callable[[Callable[..., Any]], Callable[..., Any]] = click.make_pass_decorator(Host)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON value, for machines.")
 
 
-class ContainerName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """A name or the beginning of an id; completed from those that are there."""
+class _Completed(click.ParamType):  # type: ignore[type-arg, unused-ignore]
+    """A text, completed from the names that there are."""
 
-    name = "name"
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
-        root = ctx.find_root().params.get("root")
-        try:
-            names = [container.record.name for container in Host.here(root).containers()]
-        except (RuntimeFault, OSError):
-            return []
-        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
-
-
-class CheckpointName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """A checkpoint of the store."""
-
-    name = "checkpoint"
+    def names(self, host: Host) -> Iterable[str]:
+        raise NotImplementedError
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        root = ctx.find_root().params.get("root")
         try:
-            names = Host.here(root).store.names()
+            names = list(self.names(Host.here(ctx.find_root().params.get("root"))))
         except Exception:  # a completion must never fail loudly
             return []
         return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
-class HostName(click.ParamType):  # type: ignore[type-arg, unused-ignore]
-    """A host's name (ckpt host add), or [USER@]HOST[:PORT]; completed from the names."""
+class ContainerName(_Completed):
+    """A name or the beginning of an id."""
+
+    name = "name"
+
+    def names(self, host: Host) -> Iterable[str]:
+        return (container.record.name for container in host.containers())
+
+
+class CheckpointName(_Completed):
+    """A checkpoint of the store."""
+
+    name = "checkpoint"
+
+    def names(self, host: Host) -> Iterable[str]:
+        return host.store.names()
+
+
+class HostName(_Completed):
+    """A host's name (ckpt host add), or [USER@]HOST[:PORT]."""
 
     name = "host"
 
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem]:
+    def names(self, host: Host) -> Iterable[str]:
         from ckpt.ops.hosts import Registry  # SSH's libraries: not for every command
 
-        root = ctx.find_root().params.get("root")
-        try:
-            names = [one.name for one in Registry(Host.here(root)).all()]
-        except (RuntimeFault, OSError):
-            return []
-        return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+        return (one.name for one in Registry(host).all())
 
 
 CONTAINER = ContainerName()
