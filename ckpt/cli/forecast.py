@@ -11,6 +11,13 @@ from ckpt.cli import show
 from ckpt.cli.edge import exit_code
 from ckpt.cli.progress import MigrationProgress
 from ckpt.cli.types import CONTAINER, command, json_option
+from ckpt.cli.wishes import (
+    bandwidth_option,
+    max_downtime_option,
+    max_rounds_option,
+    mode_option,
+    rate,
+)
 from ckpt.ops import migrate as migrating
 from ckpt.ops.convergence import Limits
 from ckpt.ops.forecast import Forecast, Prediction
@@ -18,35 +25,20 @@ from ckpt.ops.foresee import foresee_here
 from ckpt.ops.host import Host
 from ckpt.ops.observe import SECONDS
 from ckpt.ops.report import Report
-from runtime.cgroups.parse import parse_size
+from ckpt.ops.wishes import Wishes
 
 NOT_POSSIBLE = 13
 """As for what is refused (ckpt/cli/edge.py)."""
 
 
 @command("forecast")
-@click.option(
-    "--mode",
-    type=click.Choice(["auto", "warm", "cold", "lazy"]),
-    default="auto",
-    show_default=True,
-    help="The mode that is asked for; all are shown.",
+@mode_option("The mode that is asked for; all are shown.")
+@bandwidth_option(
+    "Bytes per second: without HOST what the network is assumed to carry (117m: 1 Gbit/s); "
+    "with HOST no more than that for memory."
 )
-@click.option(
-    "--bandwidth",
-    metavar="RATE",
-    help="Bytes per second: without HOST what the network is assumed to carry (117m: 1 Gbit/s); "
-    "with HOST no more than that for memory.",
-)
-@click.option(
-    "--max-downtime",
-    type=click.FloatRange(1),
-    default=50.0,
-    show_default=True,
-    metavar="MS",
-    help="As for migrate: copy on until the rest takes no longer.",
-)
-@click.option("--max-rounds", type=click.IntRange(1), default=20, show_default=True, metavar="N")
+@max_downtime_option("As for migrate: copy on until the rest takes no longer.")
+@max_rounds_option
 @click.option(
     "--seconds",
     type=click.FloatRange(0.5, 600),
@@ -80,26 +72,24 @@ def forecast(
     ckpt forecast web root@other             over the one that there is
     ckpt forecast web root@other --max-downtime 10 --json
     """
-    limits = Limits(max_downtime / 1e3, max_rounds)
-    rate = float(parse_size(bandwidth, what="--bandwidth")) if bandwidth else None
+    wishes = Wishes(
+        mode=mode,
+        limits=Limits(max_downtime / 1e3, max_rounds),
+        bandwidth=rate(bandwidth),
+        dry_run=True,
+        seconds=seconds,
+    )
     with MigrationProgress(quiet=as_json) as progress:
         if target is None:
             progress.show("observe", 0, 0)
             found = foresee_here(
-                host,
-                name,
-                bandwidth=rate,
-                limits=limits,
-                wish=mode,
-                seconds=seconds,
-                check=lambda share: progress.show("observe", 0, 0),
+                host, name, wishes, check=lambda share: progress.show("observe", 0, 0)
             )
         else:
             try:
                 report = migrating.migrate(
-                    host, name, target, mode=mode, limits=limits, bandwidth=rate, dry_run=True,
-                    seconds=seconds, progress=progress.show,
-                )  # fmt: skip
+                    host, name, target, wishes=wishes, progress=progress.show
+                )
             except migrating.Refused as refused:
                 if as_json:
                     raise

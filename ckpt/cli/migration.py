@@ -17,6 +17,13 @@ from ckpt.cli.page.migration import render
 from ckpt.cli.progress import MigrationProgress
 from ckpt.cli.threads import SWITCH
 from ckpt.cli.types import CONTAINER, HOST, command, json_option
+from ckpt.cli.wishes import (
+    bandwidth_option,
+    max_downtime_option,
+    max_rounds_option,
+    mode_option,
+    rate,
+)
 from ckpt.ops import interrupt
 from ckpt.ops import migrate as migrating
 from ckpt.ops import recover as recovering
@@ -24,30 +31,19 @@ from ckpt.ops.convergence import Limits
 from ckpt.ops.forecast import LAZY_RISK
 from ckpt.ops.host import Host
 from ckpt.ops.report import Report
-from runtime.cgroups.parse import parse_size
+from ckpt.ops.wishes import Wishes
 from runtime.errors import RuntimeFault, SystemFault, TimedOut
 
 
 @command("migrate")
-@click.option(
-    "--mode",
-    type=click.Choice(["auto", "warm", "cold", "lazy"]),
-    default="auto",
-    show_default=True,
-    help="warm: memory is copied while the container runs; cold: it stands still meanwhile; "
+@mode_option(
+    "warm: memory is copied while the container runs; cold: it stands still meanwhile; "
     "lazy: it runs there at once, its memory follows (see the risk below); "
-    "auto: warm if both hosts can.",
+    "auto: warm if both hosts can."
 )
-@click.option(
-    "--max-downtime",
-    type=click.FloatRange(1),
-    default=50.0,
-    show_default=True,
-    metavar="MS",
-    help="Copy on (warm) until the rest takes no longer than this.",
-)
-@click.option("--max-rounds", type=click.IntRange(1), default=20, show_default=True, metavar="N")
-@click.option("--bandwidth", metavar="RATE", help="Bytes per second for memory (warm): 100m.")
+@max_downtime_option("Copy on (warm) until the rest takes no longer than this.")
+@max_rounds_option
+@bandwidth_option("Bytes per second for memory (warm): 100m.")
 @click.option(
     "--abort-if-not-converging",
     is_flag=True,
@@ -114,15 +110,18 @@ def migrate(
         Told(page, as_json=as_json, ways_out=ways_out),
     ):
         try:
+            wishes = Wishes(
+                mode=mode,
+                limits=Limits(max_downtime / 1e3, max_rounds, abort_if_not_converging),
+                bandwidth=rate(bandwidth),
+                lanes=lanes,
+                dry_run=dry_run,
+            )
             report = migrating.migrate(
                 host,
                 name,
                 target,
-                mode=mode,
-                limits=Limits(max_downtime / 1e3, max_rounds, abort_if_not_converging),
-                bandwidth=float(parse_size(bandwidth, what="--bandwidth")) if bandwidth else None,
-                dry_run=dry_run,
-                lanes=lanes,
+                wishes=wishes,
                 progress=progress.show,
                 on_begin=ways_out.watch,
             )

@@ -9,13 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ckpt.ops import volumes
-from ckpt.ops.convergence import Limits
 from ckpt.ops.forecast import ASSUMED, Circumstances, Forecast, Way, assumed, make
 from ckpt.ops.host import Host, lock_container
-from ckpt.ops.memory_use import memory_use
-from ckpt.ops.observe import SECONDS, Check, Observed, observe
+from ckpt.ops.memory_use import memory_use, why_not_apart
+from ckpt.ops.observe import Check, Observed, observe
 from ckpt.ops.preflight import Finding, source_findings, tree_size, why_not_warm_there
 from ckpt.ops.trees import tmpfs_bytes
+from ckpt.ops.wishes import Wishes
 from runtime.container.record import Container
 
 
@@ -23,32 +23,25 @@ def foresee(
     host: Host,
     container: Container,
     way: Callable[[Observed], Way],
+    wishes: Wishes,
     *,
     layers: int = 0,
-    limits: Limits = Limits(),  # noqa: B008 - immutable
     not_warm: str = "",
     findings: tuple[Finding, ...] = (),
-    wish: str = "auto",
-    seconds: float = SECONDS,
     check: Check = lambda share: None,
 ) -> Forecast:
     """WAY: what lies between, asked after the container was watched. LAYERS: bytes. Raises RuntimeFault."""
-    seen = observe(host, container, seconds, check)
+    seen = observe(host, container, wishes.seconds, check)
     at = Circumstances(
         observed=seen,
         way=way(seen),
         files=_files(host, container),
         layers=layers,
-        limits=limits,
+        limits=wishes.limits,
         not_warm=not_warm,
         against="; ".join(f"{one['what']}: {one['why']}" for one in findings),
     )
-    return make(at, wish, findings)
-
-
-def _why_not_apart(pids: list[int], wish: str) -> str:
-    use = memory_use(pids)
-    return use.told() if wish == "auto" and use.much_forked else ""
+    return make(at, wishes.mode, findings)
 
 
 def _files(host: Host, container: Container) -> int:
@@ -61,14 +54,11 @@ def _files(host: Host, container: Container) -> int:
 def foresee_here(
     host: Host,
     name: str,
+    wishes: Wishes,
     *,
-    bandwidth: float | None = None,
-    limits: Limits = Limits(),  # noqa: B008 - immutable
-    wish: str = "auto",
-    seconds: float = SECONDS,
     check: Check = lambda share: None,
 ) -> Forecast:
-    """Without another host: BANDWIDTH bytes per second, and nothing known of what is there already."""
+    """Without another host: the bandwidth is that of WISHES, and nothing known of what is there already."""
     host.ready()
     container = host.find(name)
     with lock_container(container, wait=3.0):
@@ -78,11 +68,10 @@ def foresee_here(
         return foresee(
             host,
             container,
-            lambda seen: assumed(bandwidth or ASSUMED, seen),
-            limits=limits,
-            not_warm=why_not_warm_there(host) or _why_not_apart(pids, wish),
+            lambda seen: assumed(wishes.bandwidth or ASSUMED, seen),
+            wishes,
+            not_warm=why_not_warm_there(host)
+            or why_not_apart(container, memory_use(pids), wishes.mode),
             findings=tuple(source_findings(host, container, pids)),
-            wish=wish,
-            seconds=seconds,
             check=check,
         )

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ckpt.ops.bringup import resources_of
+from runtime.container.record import Container
+
 LITTLE = 64 << 20
 """Bytes that may come to be there more than once without a word."""
 PART = 4
@@ -38,6 +41,13 @@ class MemoryUse:
             f"{self.forked >> 20} MiB are shared between processes that forked, "
             "and would be there once for each"
         )
+
+
+def why_not_apart(container: Container, use: MemoryUse, wish: str) -> str:
+    """Why each process can't have pages of its own at the destination; whoever names a mode may have many."""
+    if wish == "auto" and use.much_forked:
+        return use.told()
+    return use.why_not_apart(resources_of(container).memory.limit or 0)
 
 
 def memory_use(pids: Iterable[int]) -> MemoryUse:

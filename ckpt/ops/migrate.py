@@ -24,7 +24,6 @@ from typing import Any
 
 from ckpt import FEATURES, SOFTWARE
 from ckpt.ops import bringup, heal, lifecycle, stops, telling, volumes
-from ckpt.ops.convergence import Limits
 from ckpt.ops.departure import Departure
 from ckpt.ops.environment import checked
 from ckpt.ops.forecast import Way
@@ -32,8 +31,8 @@ from ckpt.ops.foresee import foresee
 from ckpt.ops.host import Host, lock_container
 from ckpt.ops.hosts import Registry
 from ckpt.ops.journal import Entry, Journal
-from ckpt.ops.memory_use import MemoryUse
-from ckpt.ops.observe import SECONDS, Observed
+from ckpt.ops.memory_use import MemoryUse, why_not_apart
+from ckpt.ops.observe import Observed
 from ckpt.ops.other_host import ASKING, OtherHost
 from ckpt.ops.outgoing_memory import OutgoingMemory
 from ckpt.ops.preflight import (
@@ -46,6 +45,7 @@ from ckpt.ops.preflight import (
 from ckpt.ops.probe import probe
 from ckpt.ops.report import Report
 from ckpt.ops.timeline import HERE, THERE, Sampler
+from ckpt.ops.wishes import NONE, Wishes
 from images.bundle_stream import StreamWriter
 from runtime.container.record import Container
 from runtime.criu.failures import CriuFault
@@ -103,28 +103,18 @@ class Migration:
         container: Container,
         target: str,
         *,
-        mode: str = "auto",
-        limits: Limits = Limits(),  # noqa: B008 - immutable
-        bandwidth: float | None = None,
-        dry_run: bool = False,
-        seconds: float = SECONDS,
-        lanes: tuple[str, ...] = (),
+        wishes: Wishes = NONE,
         progress: Progress = lambda phase, count, expected: None,
     ) -> None:
         self.host = host
-        self._wish = mode
-        self._limits = limits
-        self._bandwidth = bandwidth
         self.container = container
-        self._dry_run = dry_run
-        self._seconds = seconds
+        self._wishes = wishes
         self._not_warm = ""
         self._progress = progress
         identity = f"{container.record.id}-{secrets.token_hex(4)}"
-        self.report = Report(
-            identity, container.record.name, target, "warm" if mode == "auto" else mode
-        )
-        self._there = OtherHost(Registry(host), target, lanes)
+        mode = "warm" if wishes.mode == "auto" else wishes.mode
+        self.report = Report(identity, container.record.name, target, mode)
+        self._there = OtherHost(Registry(host), target, wishes.lanes)
         self._stack = contextlib.ExitStack()
         self._memory = OutgoingMemory(
             host,
@@ -132,9 +122,7 @@ class Migration:
             self._there,
             self.report,
             self._stack,
-            wish=mode,
-            limits=limits,
-            bandwidth=bandwidth,
+            wishes,
             show=lambda lent, owed: progress("pages", lent, owed),
         )
         self._lane: LaneWriter | None = None
@@ -322,7 +310,7 @@ class Migration:
 
     def write_journal(self, state: State, durable: bool) -> None:
         if self._journal is None:
-            if self._dry_run:
+            if self._wishes.dry_run:
                 return
             entry = Entry(
                 id=self.report.id,
@@ -350,9 +338,11 @@ class Migration:
         self.report.environment[HERE] = self._facts["environment"]
         self.report.findings = source_findings(self.host, self.container, pids)
         use = MemoryUse(self._facts["memory"], self._facts["forked"])
-        if self.report.mode != "cold" or self._dry_run:
+        if self.report.mode != "cold" or self._wishes.dry_run:
             # Only then: looking compiles something, the first time.
-            self._not_warm = why_not_warm_there(self.host) or self._memory.why_not_apart(use)
+            self._not_warm = why_not_warm_there(self.host) or why_not_apart(
+                self.container, use, self._wishes.mode
+            )
             self._choose(self._not_warm)
         if self.report.findings:
             raise self._refusal()
@@ -369,10 +359,10 @@ class Migration:
         """
         if self.report.mode == "cold" or not why_not_warm:
             return
-        if self._wish != "auto":
+        if self._wishes.mode != "auto":
             self.report.findings = [
                 *self.report.findings,
-                {"what": f"mode {self._wish}", "why": why_not_warm, "hint": "--mode cold"},
+                {"what": f"mode {self._wishes.mode}", "why": why_not_warm, "hint": "--mode cold"},
             ]
         self.report.mode = "cold"
         self.report.mode_why = why_not_warm
@@ -390,7 +380,7 @@ class Migration:
         layers = sum(size for digest, size in self._facts["layers"].items() if digest in missing)
         self._expected = self._facts["memory"] + self._facts["files"] + layers
         self.report.checks = checks(self._facts, theirs)
-        if self._dry_run:
+        if self._wishes.dry_run:
             self._phase("preflight", "observe")
             self._foresee(layers, self._not_warm or str(theirs.get("not_warm", "")))
             raise DryRun(doing="trying", target=self.report.name, why="a dry run ends here")
@@ -442,17 +432,15 @@ class Migration:
                 found = probe(self._there.conversed, lane, seen.sample, ASKING)
             finally:
                 lane.abort()
-            return found.limited(self._bandwidth) if self._bandwidth else found
+            return found.limited(rate) if (rate := self._wishes.bandwidth) else found
 
         self.report.forecast = foresee(
             self.host,
             self.container,
             way,
+            self._wishes,
             layers=layers,
-            limits=self._limits,
             not_warm=not_warm,
-            wish=self._wish,
-            seconds=self._seconds,
             check=lambda share: self._going(),
         )
         self._phase("probe")
@@ -613,35 +601,16 @@ def migrate(
     name: str,
     target: str,
     *,
-    mode: str = "auto",
-    limits: Limits = Limits(),  # noqa: B008 - immutable
-    bandwidth: float | None = None,
-    dry_run: bool = False,
-    seconds: float = SECONDS,
-    lanes: tuple[str, ...] = (),
+    wishes: Wishes = NONE,
     progress: Progress = lambda phase, count, expected: None,
     on_begin: Callable[[Migration], None] = lambda migration: None,
 ) -> Report:
-    """Move container NAME to TARGET ([USER@]HOST[:PORT]). Raises why it stayed.
-
-    DRY_RUN: only preflight, and a forecast from SECONDS of watching.
-    """
+    """Move container NAME to TARGET ([USER@]HOST[:PORT]). Raises why it stayed."""
     host.ready()
     container = host.find(name)
     with lock_container(container, wait=3.0):
         container = host.find(container.record.id)
         container.require("running", doing="migrating")
-        migration = Migration(
-            host,
-            container,
-            target,
-            mode=mode,
-            limits=limits,
-            bandwidth=bandwidth,
-            dry_run=dry_run,
-            seconds=seconds,
-            lanes=lanes,
-            progress=progress,
-        )
+        migration = Migration(host, container, target, wishes=wishes, progress=progress)
         on_begin(migration)
         return migration.run()

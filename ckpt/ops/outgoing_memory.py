@@ -10,15 +10,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from ckpt.ops import bringup, telling
+from ckpt.ops import telling
 from ckpt.ops.carry import Carrier, Check
-from ckpt.ops.convergence import Limits
 from ckpt.ops.departure import Departure
 from ckpt.ops.host import Host
 from ckpt.ops.lend import TOPIC, Debt, Lending
-from ckpt.ops.memory_use import MemoryUse, memory_use
+from ckpt.ops.memory_use import memory_use, why_not_apart
 from ckpt.ops.other_host import OtherHost
 from ckpt.ops.report import Report
+from ckpt.ops.wishes import Wishes
 from runtime.container.record import Container
 from runtime.errors import Unsupported
 from runtime.pagesource.send import PageSender
@@ -39,21 +39,17 @@ class OutgoingMemory:
         there: OtherHost,
         report: Report,
         stack: contextlib.ExitStack,
+        wishes: Wishes,
         *,
-        wish: str,
-        limits: Limits,
-        bandwidth: float | None,
         show: Callable[[int, int], None],
     ) -> None:
-        """WISH: the mode that was asked for. SHOW: called with the bytes lent so far, and those that there are."""
+        """SHOW: called with the bytes lent so far, and those that there are."""
         self._host = host
         self._container = container
         self._there = there
         self._report = report
         self._stack = stack
-        self._wish = wish
-        self._limits = limits
-        self._bandwidth = bandwidth
+        self._wishes = wishes
         self._show = show
         self._lanes: list[LaneWriter] = []
         self._lending: Lending | None = None
@@ -66,13 +62,6 @@ class OutgoingMemory:
 
     def _pids(self) -> list[int]:
         return self._host.cgroup(self._container).pids()
-
-    def why_not_apart(self, use: MemoryUse) -> str:
-        """Why each process can't have pages of its own at the destination; whoever names a mode may have many."""
-        limit = bringup.resources_of(self._container).memory.limit or 0
-        if self._wish == "auto" and use.much_forked:
-            return use.told()
-        return use.why_not_apart(limit)
 
     def open_lanes(self, another: Callable[[], LaneWriter]) -> None:
         """As many from ANOTHER as the mode needs."""
@@ -89,9 +78,9 @@ class OutgoingMemory:
 
         self.carrier = self._stack.enter_context(
             Carrier(
-                PageSender(self._lanes[0].fd, rate=self._bandwidth),
+                PageSender(self._lanes[0].fd, rate=self._wishes.bandwidth),
                 self._pids,
-                limits=self._limits,
+                limits=self._wishes.limits,
                 on_round=ended,
                 on_new=self._look_at_forks,
             )
@@ -103,7 +92,7 @@ class OutgoingMemory:
 
     def _look_at_forks(self, pids: list[int]) -> None:
         """While it is copied processes have come: they may be copies of large ones."""
-        if why := self.why_not_apart(memory_use(pids)):
+        if why := why_not_apart(self._container, memory_use(pids), self._wishes.mode):
             raise Unsupported(
                 doing="copying", target="the memory while it runs", why=why,
                 hint="try again when they have ended, or --mode cold", retry=True,
@@ -138,7 +127,7 @@ class OutgoingMemory:
                 say=lambda word: there.conversed.send(make("note", topic=TOPIC, body=dict(word))),
                 lane=lambda mark: there.announced_lane({"for": mark}),
                 lost=lambda fault: there.conversed.tell(Lost(_as_transport(fault))),
-                rate=self._bandwidth,
+                rate=self._wishes.bandwidth,
                 show=self._missing,
             )
             self._stack.callback(self._lending.close)

@@ -1,0 +1,26 @@
+"""What is asked of a migration, or of the forecast of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ckpt.ops.convergence import Limits
+from ckpt.ops.observe import SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """mode: auto, warm, cold or lazy. bandwidth: bytes per second for memory. lanes: kinds allowed, () for all.
+
+    dry_run: only preflight, and a forecast from so many seconds of watching.
+    """
+
+    mode: str = "auto"
+    limits: Limits = Limits()
+    bandwidth: float | None = None
+    lanes: tuple[str, ...] = ()
+    dry_run: bool = False
+    seconds: float = SECONDS
+
+
+NONE = Wishes()
