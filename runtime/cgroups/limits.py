@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from runtime.cgroups import v1, v2
 from runtime.cgroups.devices import DevicePolicy
@@ -199,11 +199,28 @@ def unsupported(doing: str, target: str, problems: list[Problem]) -> Unsupported
     return Unsupported(doing=doing, target=target, why=why, hint=hints)
 
 
+_FIELDS = {
+    "memory": "memory",
+    "cpu": "cpu",
+    "cpuset": "cpu",
+    "pids": "pids",
+    "io": "block_io",
+    "blkio": "block_io",
+    "hugetlb": "huge_pages",
+}
+
+
 def read(layout: Layout, cgroup: str) -> Resources:
     """What the kernel limits in `cgroup` now, without devices (v2 can't be asked)."""
     found = Resources()
     for tree in layout.usable:
-        version = v1 if tree.version == 1 else v2
-        for controller in sorted(tree.controllers):
-            found = version.read(layout.fs, controller, tree.path(cgroup), found)
+        readers = (v1 if tree.version == 1 else v2).READS
+        for controller in sorted(tree.controllers & readers.keys()):
+            value = readers[controller](layout.fs, tree.path(cgroup))
+            # cpu and cpuset, which v1 may have in different trees, are one in the spec.
+            if controller == "cpu":
+                value = replace(value, cpus=found.cpu.cpus, mems=found.cpu.mems)
+            elif controller == "cpuset":
+                value = replace(found.cpu, cpus=value.cpus, mems=value.mems)
+            found = replace(found, **{_FIELDS[controller]: value})
     return found

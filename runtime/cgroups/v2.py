@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from runtime.cgroups.convert import (
     blkio_to_io_weight,
@@ -25,7 +26,6 @@ from runtime.cgroups.resources import (
     DeviceLimit,
     HugePages,
     Memory,
-    Resources,
 )
 from runtime.cgroups.stats import IoStats, MemoryStats, PidsStats, Stats, parse_pressure
 
@@ -339,20 +339,11 @@ STATS: dict[str, Callable[[CgroupFs, str, Stats], Stats]] = {
 }
 
 
-def read(fs: CgroupFs, controller: str, path: str, so_far: Resources) -> Resources:
-    """`so_far` with what `controller` limits in the cgroup directory `path`."""
-    if controller == "memory":
-        return replace(so_far, memory=read_memory(fs, path))
-    if controller == "cpu":
-        cpu, lists = read_cpu(fs, path), so_far.cpu
-        return replace(so_far, cpu=replace(cpu, cpus=lists.cpus, mems=lists.mems))
-    if controller == "cpuset":
-        lists = read_cpuset(fs, path)
-        return replace(so_far, cpu=replace(so_far.cpu, cpus=lists.cpus, mems=lists.mems))
-    if controller == "pids":
-        return replace(so_far, pids=read_pids(fs, path))
-    if controller == "io":
-        return replace(so_far, block_io=read_io(fs, path))
-    if controller == "hugetlb":
-        return replace(so_far, huge_pages=read_hugetlb(fs, path))
-    return so_far
+READS: dict[str, Callable[[CgroupFs, str], Any]] = {
+    "memory": read_memory,
+    "cpu": read_cpu,
+    "cpuset": read_cpuset,
+    "pids": read_pids,
+    "io": read_io,
+    "hugetlb": read_hugetlb,
+}
