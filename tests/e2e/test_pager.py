@@ -6,101 +6,41 @@ import contextlib
 import os
 import random
 import signal
-import struct
-import subprocess
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from runtime.errors import RuntimeFault
-from runtime.pagecache.store import PageStore
-from runtime.pager.client import SOCKET, Pager, Status
-from tests import needs, runtag
+from runtime.pagecache.store import TaskPages
+from runtime.pager.client import Pager
+from tests import needs
 from tests.e2e.warm_lab.lab import until
+from tests.e2e.warm_lab.uffdtask import (
+    BASE,
+    PAGE,
+    PAGES,
+    World,
+    content,
+    keeper_of,
+    live,
+    program,
+    put,
+)
 
+__all__ = ["program"]  # a fixture
 pytestmark = [needs.root, needs.compiler]
 
-HERE = Path(__file__).parent
-BASE = 0x200000000000
-PAGE = 4096
-PAGES = 96
 
-
-@pytest.fixture(scope="module")
-def program() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix=f"ckpt-{runtag.TAG}-", dir="/tmp") as folder:
-        out = Path(folder, "uffdtask")
-        compiler = needs.find_tool("cc") or needs.find_tool("gcc")
-        source = HERE / "warm_lab" / "uffdtask.c"
-        subprocess.run([str(compiler), "-O2", "-o", out, source], check=True)
-        yield out
-
-
-class Task:
-    """The program, and its orders."""
-
-    def __init__(self, program: Path, folder: Path, number: int = 5, pages: int = PAGES) -> None:
-        argv = [str(program), str(folder / SOCKET), str(number), str(pages)]
-        self.process: subprocess.Popen[str] = subprocess.Popen(
-            argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self.answer() == "ready"
-
-    def say(self, *words: object) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(" ".join(map(str, words)) + "\n")
-        self.process.stdin.flush()
-
-    def answer(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def do(self, *words: object) -> str:
-        self.say(*words)
-        return self.answer()
-
-    def close(self) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
-def content(page: int) -> bytes:
-    return struct.pack("=512Q", *range(page * 512, page * 512 + 512))
-
-
-class World:
-    """A pager with its task's pages, and the task."""
-
-    def __init__(self, program: Path, folder: Path, stack: contextlib.ExitStack) -> None:
-        self.errors = folder / "pager.err"
-        with self.errors.open("wb") as errors:
-            self.pager = stack.enter_context(Pager(str(folder), errors=errors))
-        store = stack.enter_context(PageStore())
-        for page in range(PAGES):
-            if page % 8 != 3:
-                start = BASE + page * PAGE
-                store[5].views(start, start + PAGE)[0][:] = content(page)
-        self.store = store
-        self.pager.pages(5, store[5])
-        self.task = Task(program, folder)
-        stack.callback(self.task.close)
-
-    def kill_worker(self) -> None:
-        before = self.pager.status().worker
-        os.kill(before, signal.SIGKILL)
-        until(lambda: self.pager.status().worker != before)
-
-    def finish(self) -> Status:
-        assert self.task.do("finish") == "ok"
-        return self.pager.wait(30)
+def every_page(pages: TaskPages) -> None:
+    for page in range(PAGES):
+        put(pages, page)
 
 
 @pytest.fixture
 def world(program: Path, ckpt_root: Path) -> Iterator[World]:
     with contextlib.ExitStack() as stack:
-        yield World(program, ckpt_root, stack)
+        yield World(program, ckpt_root, stack, every_page)
 
 
 def test_touched_pages_come_at_once_and_all_others_later(world: World) -> None:
@@ -192,8 +132,7 @@ def test_a_fault_that_a_killed_worker_had_read_is_answered_by_the_next(world: Wo
 def test_a_killed_keeper_changes_nothing(world: World) -> None:
     world.pager.complete()
     worker = world.pager.status().worker
-    stat = Path(f"/proc/{worker}/stat").read_text()
-    keeper = int(stat.rpartition(")")[2].split()[1])
+    keeper = keeper_of(worker)
     assert b"pager" in Path(f"/proc/{keeper}/cmdline").read_bytes()
     os.kill(keeper, signal.SIGKILL)
     assert world.task.do("fork") == "bad 0"
@@ -203,57 +142,12 @@ def test_a_killed_keeper_changes_nothing(world: World) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_whatever_happens_in_whatever_order_memory_is_right(world: World, seed: int) -> None:
-    chance = random.Random(seed)
     world.pager.complete()
-    mapped = [True] * PAGES + [False] * PAGES
-    boundary = (PAGES // 2, PAGES // 2 + 1)  # pages of a mapping of their own
-
-    def span(want: bool) -> tuple[int, int] | None:
-        """Some neighbouring pages in one mapping, all mapped or none."""
-        start, count = chance.randrange(2 * PAGES), chance.randrange(1, 9)
-        pages = range(start, min(start + count, 2 * PAGES))
-        if any(mapped[page] != want for page in pages) or set(pages) & set(boundary):
-            return None
-        return start, len(pages)
-
-    for step in range(60):
-        kind = chance.choice(["touch", "touch", "write", "move", "drop", "unmap", "fork", "kill"])
-        source = span(True)
-        if kind == "fork" and step % 3 == 0:
-            assert world.task.do("fork") == "bad 0"
-        elif kind == "kill" and step % 4 == 0:
-            world.kill_worker()
-        elif source is None:
-            continue
-        elif kind == "touch":
-            assert world.task.do("touch", source[0]) == "ok", step
-        elif kind == "write":
-            world.task.do("write", source[0], step * 10**6 + 10**9)
-        elif kind == "drop":
-            world.task.do("drop", *source)
-        elif kind == "unmap" and step % 5 == 0:
-            world.task.do("unmap", *source)
-            mapped[source[0] : sum(source)] = [False] * source[1]
-        elif kind == "move":
-            target = span(False)
-            if target is None or target[1] < source[1] or _not_one(world.task, source):
-                continue
-            world.task.do("move", source[0], target[0], source[1])
-            mapped[source[0] : sum(source)] = [False] * source[1]
-            mapped[target[0] : target[0] + source[1]] = [True] * source[1]
+    kinds = ("touch", "touch", "write", "move", "drop", "unmap", "fork", "kill")
+    besides = {"kill": (4, world.kill_worker)}
+    live(world.task, random.Random(seed), 60, kinds, world.task.do, besides)
     world.finish()
     assert world.task.do("check") == "bad 0"
-
-
-def _not_one(task: Task, span: tuple[int, int]) -> bool:
-    """Whether these pages lie in more than one mapping, which mremap refuses."""
-    start = BASE + span[0] * PAGE
-    end = start + span[1] * PAGE
-    for line in Path(f"/proc/{task.process.pid}/maps").read_text().splitlines():
-        low, high = (int(word, 16) for word in line.split()[0].split("-"))
-        if low <= start < high:
-            return end > high
-    return True
 
 
 def test_a_task_that_dies_is_no_reason_to_wait(world: World) -> None:

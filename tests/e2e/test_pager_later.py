@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from runtime.pagecache.store import PageStore
-from runtime.pager.client import Ended, Pager, Status, Upstream, ended_well
+from runtime.pagecache.store import TaskPages
+from runtime.pager.client import Ended, Upstream, ended_well
 from runtime.pager.wanted import Ask, Wanted
 from tests import needs
-from tests.e2e.test_pager import BASE, PAGE, PAGES, Task, _not_one, content, program
+from tests.e2e.warm_lab import uffdtask
 from tests.e2e.warm_lab.lab import until
+from tests.e2e.warm_lab.uffdtask import BASE, PAGE, PAGES, content, keeper_of, live, program, put
 
 __all__ = ["program"]  # a fixture
 pytestmark = [needs.root, needs.compiler]
@@ -77,39 +78,25 @@ class Fetcher:
                 pages.close()
 
 
-class World:
+def one_in_twelve(pages: TaskPages) -> None:
+    for page in range(0, PAGES, 12):
+        start = BASE + page * PAGE
+        put(pages, page)
+        pages.owe(start + PAGE, start + 12 * PAGE)
+
+
+class World(uffdtask.World):
     """A pager whose task has some pages at once, and most of them later."""
 
     def __init__(self, program: Path, folder: Path, stack: contextlib.ExitStack) -> None:
-        self.folder = folder
+        super().__init__(program, folder, stack, one_in_twelve)
         self._stack = stack
-        self.errors = folder / "pager.err"
-        with self.errors.open("wb") as errors:
-            self.pager = stack.enter_context(Pager(str(folder), errors=errors))
-        store = stack.enter_context(PageStore())
-        for page in range(0, PAGES, 12):
-            start = BASE + page * PAGE
-            if page % 8 != 3:
-                store[5].views(start, start + PAGE)[0][:] = content(page)
-            store[5].owe(start + PAGE, start + 12 * PAGE)
-        self.pager.pages(5, store[5])
-        self.task = Task(program, folder)
-        stack.callback(self.task.close)
         self.pager.complete()
 
     def fetcher(self) -> Fetcher:
         fetcher = Fetcher(self.folder)
         self._stack.callback(fetcher.close)
         return fetcher
-
-    def kill_worker(self) -> None:
-        before = self.pager.status().worker
-        os.kill(before, signal.SIGKILL)
-        until(lambda: self.pager.status().worker != before)
-
-    def finish(self) -> Status:
-        assert self.task.do("finish") == "ok"
-        return self.pager.wait(30)
 
 
 @pytest.fixture
@@ -167,8 +154,7 @@ def test_a_task_that_dies_while_it_waits_ends_the_pager(world: World) -> None:
 def test_a_pager_that_dies_is_told_from_one_that_is_done(world: World) -> None:
     fetcher = world.fetcher()
     worker = world.pager.status().worker
-    stat = Path(f"/proc/{worker}/stat").read_text()
-    for pid in (int(stat.rpartition(")")[2].split()[1]), worker):
+    for pid in (keeper_of(worker), worker):
         os.kill(pid, signal.SIGKILL)
     assert fetcher.upstream is not None
     fetcher.close()
@@ -180,16 +166,7 @@ def test_a_pager_that_dies_is_told_from_one_that_is_done(world: World) -> None:
 def test_whatever_happens_in_whatever_order_memory_is_right(world: World, seed: int) -> None:
     """As in test_pager.py, with pages that come now and then, and fetchers that come and go."""
     chance = random.Random(seed)
-    mapped = [True] * PAGES + [False] * PAGES
-    boundary = (PAGES // 2, PAGES // 2 + 1)
     fetcher = world.fetcher()
-
-    def span(want: bool) -> tuple[int, int] | None:
-        start, count = chance.randrange(2 * PAGES), chance.randrange(1, 9)
-        pages = range(start, min(start + count, 2 * PAGES))
-        if any(mapped[page] != want for page in pages) or set(pages) & set(boundary):
-            return None
-        return start, len(pages)
 
     def do(*words: object) -> str:
         """The task may need a page for it: then they come."""
@@ -200,34 +177,14 @@ def test_whatever_happens_in_whatever_order_memory_is_right(world: World, seed: 
             fetcher.allowed.clear()
         return answer
 
-    for step in range(50):
-        kind = chance.choice(["touch", "write", "move", "drop", "unmap", "fork", "kill", "leave"])
-        source = span(True)
-        if kind == "fork" and step % 3 == 0:
-            assert do("fork") == "bad 0"
-        elif kind == "kill" and step % 4 == 0:
-            world.kill_worker()
-        elif kind == "leave" and step % 2 == 0:
-            fetcher.close()
-            fetcher = world.fetcher()
-        elif source is None:
-            continue
-        elif kind == "touch":
-            assert do("touch", source[0]) == "ok", step
-        elif kind == "write":
-            do("write", source[0], step * 10**6 + 10**9)
-        elif kind == "drop":
-            do("drop", *source)
-        elif kind == "unmap" and step % 5 == 0:
-            do("unmap", *source)
-            mapped[source[0] : sum(source)] = [False] * source[1]
-        elif kind == "move":
-            target = span(False)
-            if target is None or target[1] < source[1] or _not_one(world.task, source):
-                continue
-            do("move", source[0], target[0], source[1])
-            mapped[source[0] : sum(source)] = [False] * source[1]
-            mapped[target[0] : target[0] + source[1]] = [True] * source[1]
+    def leave() -> None:
+        nonlocal fetcher
+        fetcher.close()
+        fetcher = world.fetcher()
+
+    kinds = ("touch", "write", "move", "drop", "unmap", "fork", "kill", "leave")
+    besides = {"kill": (4, world.kill_worker), "leave": (2, leave)}
+    live(world.task, chance, 50, kinds, do, besides)
     fetcher.allowed.set()
     world.finish()
     assert world.task.do("check") == "bad 0"
