@@ -21,8 +21,17 @@ def state(pid: int, tid: int = 0) -> str:
         return "X"
 
 
+def is_dying(pid: int) -> bool:
+    """Whether it is in exit already, or gone: PF_EXITING in its flags (field 9). Raises OSError."""
+    try:
+        fields = stat(pid)
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & 0x4)
+
+
 def boot_ticks(pid: int) -> int:
-    """When a process started, in clock ticks since boot: with the pid, a name that is never used twice. Raises OSError."""
+    """When it started, in clock ticks since boot: with the pid, a name that is never used twice. Raises OSError."""
     return int(stat(pid)[19])
 
 

@@ -387,7 +387,7 @@ class Departure:
         """Until every task is on its way out: none will run another instruction of its program."""
         assert self._dumper is not None
         until = time.monotonic() + 30
-        while not all(map(is_dying, self._tasks)):
+        while not all(map(proc.is_dying, self._tasks)):
             if time.monotonic() > until:
                 raise SystemFault(
                     doing="ending",
@@ -465,12 +465,3 @@ def _ways_to_others() -> dict[str, str]:
         "HOME",
     )
     return {name: os.environ[name] for name in names if name in os.environ}
-
-
-def is_dying(pid: int) -> bool:
-    """Whether a process is in exit already, or gone: PF_EXITING in its flags (proc_pid_stat(5), field 9)."""
-    try:
-        fields = proc.stat(pid)
-    except (FileNotFoundError, ProcessLookupError):
-        return True
-    return fields[0] in (b"Z", b"X") or bool(int(fields[6]) & 0x4)
