@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from runtime import mountinfo
 from runtime.errors import Conflict, SystemFault
 from runtime.tree import remove_tree
 
@@ -99,15 +100,10 @@ def locked(
 
 
 def mounts_below(path: Path) -> list[str]:
-    """Mount points at or below PATH, as this process sees them (proc_pid_mountinfo(5))."""
+    """Mount points at or below PATH, as this process sees them."""
     prefix = str(path.resolve())
-    found = []
-    with open("/proc/self/mountinfo") as file:
-        for line in file:
-            point = line.split()[4].encode().decode("unicode_escape")
-            if point == prefix or point.startswith(prefix + "/"):
-                found.append(point)
-    return found
+    points = [mount.point for mount in mountinfo.mounts()]
+    return [point for point in points if point == prefix or point.startswith(prefix + "/")]
 
 
 def discard(path: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from runtime import cgroups, syscalls
+from runtime import cgroups, mountinfo, syscalls
 from runtime.container.record import Container
 from runtime.network.config import NetworkConfig
 from runtime.security import compiled, rlimits
@@ -231,8 +231,7 @@ def external_points(container: Container) -> list[tuple[str, str]]:
     spec = Spec(container.record.spec)
     init = container.status().init_pid
     pairs = []
-    with open(f"/proc/{init}/mountinfo") as file:
-        points = {_unescape(line.split()[4]) for line in file}
+    points = {mount.point for mount in mountinfo.mounts(init)}
     _, mounts = _mounts(container, spec, None)
     for mount in mounts:
         if mount["external"]:
@@ -248,10 +247,6 @@ def _is_masked_file(init: int, path: str) -> bool:
         return stat.S_ISCHR(os.stat(f"/proc/{init}/root{path}").st_mode)
     except OSError:
         return False
-
-
-def _unescape(text: str) -> str:
-    return text.encode().decode("unicode_escape")
 
 
 # ---- mounts

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from runtime import mountinfo
 from runtime.errors import NotFound
 from runtime.tracking import pagemap, population
 from runtime.tracking.pagemap import PAGE, Scanner
@@ -143,15 +144,13 @@ def _unmapped(pid: int, seen: set[int]) -> Iterator[tuple[str, int]]:
 def _tmpfs(pid: int, external: set[str]) -> int:
     """Bytes in file systems of the container's own that live in memory."""
     total = 0
-    seen: set[str] = set()
-    with open(f"/proc/{pid}/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            left, _, right = line.partition(" - ")
-            device, root, point = left.split()[2:5]
-            if right.split()[0] != "tmpfs" or point in external or root != "/" or device in seen:
-                continue
-            seen.add(device)
-            with contextlib.suppress(OSError):
-                disk = os.statvfs(f"/proc/{pid}/root{point}")
-                total += (disk.f_blocks - disk.f_bfree) * disk.f_frsize
+    seen: set[int] = set()
+    for mount in mountinfo.mounts(pid):
+        whole = mount.kind == "tmpfs" and mount.root == "/"
+        if not whole or mount.point in external or mount.device in seen:
+            continue
+        seen.add(mount.device)
+        with contextlib.suppress(OSError):
+            disk = os.statvfs(f"/proc/{pid}/root{mount.point}")
+            total += (disk.f_blocks - disk.f_bfree) * disk.f_frsize
     return total

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime import syscalls
+from runtime import mountinfo, syscalls
 from runtime.container import idrange
 from runtime.files import mounts_below
 from runtime.paths import HostPaths
@@ -68,14 +68,10 @@ def closed_above(paths: HostPaths) -> Path | None:
 
 
 def file_system(place: str | Path) -> str:
-    """The type of the file system at PLACE (proc_pid_mountinfo(5))."""
+    """The type of the file system at PLACE."""
     device = os.stat(place).st_dev
-    number = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        if left.split()[2] == number:
-            return right.split()[0]
-    return "unknown"  # btrfs' subvolumes have device numbers of their own
+    kinds = (mount.kind for mount in mountinfo.mounts() if mount.device == device)
+    return next(kinds, "unknown")  # btrfs' subvolumes have device numbers of their own
 
 
 def _unmappable(trees: list[tuple[str, bool]]) -> list[Problem]:

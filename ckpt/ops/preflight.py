@@ -23,6 +23,7 @@ from runtime.container import record as records
 from runtime.container.record import Container, check_name
 from runtime.criu.obstacles import obstacles
 from runtime.errors import RuntimeFault
+from runtime.mountinfo import parse
 from runtime.network import plan as addresses
 from runtime.network.config import NetworkConfig
 from runtime.tracking.uffd import userfaultfd
@@ -179,7 +180,7 @@ def kernel_files(mountinfo: str) -> list[str]:
     Which of them a kernel has depends on its configuration and on the machine's devices. MOUNTINFO: the container's,
     as in proc_pid_mountinfo(5); what its spec would cover may not have been there when it was made.
     """
-    points = {line.split()[4] for line in mountinfo.splitlines() if line}
+    points = {mount.point for mount in parse(mountinfo)}
     places = ("/proc/", "/sys/")
     return sorted(p for p in points if p.startswith(places) and not p.startswith("/sys/fs/cgroup"))
 

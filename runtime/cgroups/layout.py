@@ -21,10 +21,10 @@ cgroup.subtree_control, which is additive.
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass, field
 
 from runtime.cgroups.files import CgroupFs
+from runtime.mountinfo import Mount, parse
 
 # Those that ckpt sets limits in or counts by. Others (net_cls, perf_event, rdma, named ones such as
 # systemd's) are left alone: our processes stay where they were in them.
@@ -100,8 +100,8 @@ def detect(
     """
     fs = fs or CgroupFs()
     found: dict[tuple[int, frozenset[str]], Tree] = {}
-    for line in fs.read(mountinfo).splitlines():
-        tree = _tree(line, prefix, fs)
+    for mount in parse(fs.read(mountinfo)):
+        tree = _tree(mount, prefix, fs)
         if tree is None:
             continue
         key = (tree.version, tree.controllers if tree.version == 1 else frozenset())
@@ -127,25 +127,19 @@ def _is_systemd(pid1_comm: str, fs: CgroupFs) -> bool:
         return False
 
 
-def _tree(line: str, prefix: str, fs: CgroupFs) -> Tree | None:
-    left, _, right = line.partition(" - ")
-    fields, tail = left.split(), right.split()
-    if len(fields) < 6 or len(tail) < 3 or tail[0] not in ("cgroup", "cgroup2"):
+def _tree(mount: Mount, prefix: str, fs: CgroupFs) -> Tree | None:
+    if mount.kind not in ("cgroup", "cgroup2"):
         return None
-    root, mount = _unescape(fields[3]), prefix + _unescape(fields[4])
+    point = prefix + mount.point
     # Both the mount and the superblock can be read-only.
-    writable = "rw" in fields[5].split(",") and "rw" in tail[2].split(",")
+    writable = "rw" in mount.options and "rw" in mount.super_options
     # A bind mount whose file can't be reached any more (mounted over) isn't usable.
-    writable = writable and fs.exists(os.path.join(mount, "cgroup.procs"))
-    if tail[0] == "cgroup":
-        controllers = frozenset(tail[2].split(",")) & KNOWN
-        return Tree(1, mount, controllers, root, writable) if controllers else None
+    writable = writable and fs.exists(os.path.join(point, "cgroup.procs"))
+    if mount.kind == "cgroup":
+        controllers = mount.super_options & KNOWN
+        return Tree(1, point, controllers, mount.root, writable) if controllers else None
     try:
-        available = fs.read(os.path.join(mount, "cgroup.controllers")).split()
+        available = fs.read(os.path.join(point, "cgroup.controllers")).split()
     except OSError:
         available = []
-    return Tree(2, mount, frozenset(available) & KNOWN, root, writable)
-
-
-def _unescape(text: str) -> str:
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), text)
+    return Tree(2, point, frozenset(available) & KNOWN, mount.root, writable)

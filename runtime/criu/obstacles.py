@@ -25,6 +25,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from runtime import mountinfo
+from runtime.mountinfo import Mount
 from runtime.network.plug import inside
 from runtime.proc import status_field
 
@@ -55,13 +57,6 @@ class Obstacle:
 
 
 @dataclass(frozen=True, slots=True)
-class _Mount:
-    root: str
-    kind: str
-    device: int
-
-
-@dataclass(frozen=True, slots=True)
 class _Descriptor:
     pid: int
     fd: str
@@ -74,11 +69,11 @@ def obstacles(pids: Iterable[int]) -> list[Obstacle]:
     alive = list(pids)
     found: list[Obstacle] = []
     everything: list[_Descriptor] = []
-    mounts: dict[str, _Mount] = {}
+    mounts: dict[int, Mount] = {}
     for pid in alive:
         # Of all: a process that changed its root is told only of the mounts below it.
         with contextlib.suppress(OSError):
-            mounts |= _mounts(pid)
+            mounts |= {mount.id: mount for mount in mountinfo.mounts(pid)}
     for pid in alive:
         try:
             mine = list(_descriptors(pid))
@@ -133,19 +128,7 @@ def _descriptors(pid: int) -> Iterator[_Descriptor]:
             continue
 
 
-def _mounts(pid: int) -> dict[str, _Mount]:
-    """By mount id, as fdinfo names it: see proc_pid_mountinfo(5)."""
-    found = {}
-    for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        fields = left.split()
-        major, minor = map(int, fields[2].split(":"))
-        device = os.makedev(major, minor)
-        found[fields[0]] = _Mount(root=fields[3], kind=right.split()[0], device=device)
-    return found
-
-
-def _descriptor(one: _Descriptor, mounts: Mapping[str, _Mount]) -> list[Obstacle]:
+def _descriptor(one: _Descriptor, mounts: Mapping[int, Mount]) -> list[Obstacle]:
     for start, (name, hint) in _ANONYMOUS.items():
         if one.target.startswith(start):
             why = f"descriptor {one.fd} is {name}, which CRIU cannot dump"
@@ -201,11 +184,11 @@ def _lossy(one: _Descriptor) -> list[Obstacle]:
     return [Obstacle(_title(one.pid), f"descriptor {one.fd} is {why}")] if why else []
 
 
-def _mount_id(one: _Descriptor) -> str:
+def _mount_id(one: _Descriptor) -> int:
     for line in Path(f"/proc/{one.pid}/fdinfo/{one.fd}").read_text().splitlines():
         if line.startswith("mnt_id:"):
-            return line.split()[1]
-    return ""
+            return int(line.split()[1])
+    return -1
 
 
 def _is_terminal(info: os.stat_result) -> bool:

@@ -29,7 +29,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime import syscalls
+from runtime import mountinfo, syscalls
 from runtime.errors import BadInput, Unsupported
 from runtime.programs import run
 
@@ -145,11 +145,9 @@ def _refused(target: str, why: str) -> Unsupported:
 
 def _mount_point(init_pid: int) -> tuple[int, str] | None:
     """(mount id, path) of the container's mqueue file system; None if it isn't mounted or unusual."""
-    for line in Path(f"/proc/{init_pid}/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        fields = left.split()
-        if right.split()[0] == "mqueue" and fields[3] == "/":
-            return int(fields[0]), fields[4]
+    for mount in mountinfo.mounts(init_pid):
+        if mount.kind == "mqueue" and mount.root == "/":
+            return mount.id, mount.point
     return None
 
 
