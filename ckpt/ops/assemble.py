@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ckpt.ops.aside import Aside
-from ckpt.ops.outgoing import Target
+from ckpt.ops.outgoing import Target, put_held, put_part
 from images import whole_entries
 from images.errors import Truncated
 from images.lazy_entries import task_of
 from images.moving import Mover
 from images.pages import PageMap, build_page_map, parse_page_map
-from images.parts import CRIU, INVENTORY
-from images.pour import Extent, pour_bytes, pour_extents
+from images.parts import CRIU
+from images.pour import Extent, pour_extents
 from images.whole_entries import Piece
 from runtime.pagesource.keep import PageKeeper
 from runtime.tracking.ranges import Range, common
@@ -47,10 +47,7 @@ def complete(
         dumped = aside.extents(CRIU, page_map.pages_file) if page_map.runs else []
         total += _task(target, task, name, page_map, carried, dumped, keeper)
         keeper.ended(task)
-    small = [name for name in held if name not in page_maps]
-    # The inventory last: where a restore reads along, it begins in earnest with that.
-    for name in sorted(small, key=lambda name: name == INVENTORY):
-        _pour(target, name, held[name])
+    put_held(target, {name: data for name, data in held.items() if name not in page_maps})
     return total
 
 
@@ -69,7 +66,8 @@ def _task(
     with Mover(doing="completing", target=page_map.pages_file) as mover:
         extents = _extents(pieces(), _Cursor(dumped, page_map.pages_file), task, keeper)
         size = pour_extents(target.sink(CRIU), page_map.pages_file, extents, mover)
-    _pour(target, name, build_page_map(page_map.pages_id, whole_entries.runs(pieces())))
+    whole = build_page_map(page_map.pages_id, whole_entries.runs(pieces()))
+    put_part(target, CRIU, name, whole)
     return size - sum(size for _, _, size in dumped)
 
 
@@ -83,11 +81,6 @@ def _extents(
             for offset, size in keeper.file.taking(task, piece.start, piece.end):
                 yield keeper.file.fd, offset, size
     dumped.end()
-
-
-def _pour(target: Target, name: str, data: bytes) -> None:
-    with Mover(doing="copying", target=name) as mover:
-        pour_bytes(target.sink(CRIU), name, data, mover)
 
 
 class _Cursor:

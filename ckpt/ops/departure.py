@@ -27,7 +27,7 @@ from ckpt.ops.carry import Carrier
 from ckpt.ops.host import Host
 from ckpt.ops.late import NAME as LATE
 from ckpt.ops.late import Late
-from ckpt.ops.outgoing import Beside, Held, Target, send_layers
+from ckpt.ops.outgoing import Beside, Held, Target, put_held, put_part, send_layers
 from ckpt.ops.processor import cpu_features
 from ckpt.ops.trees import LOGS, Tree, trees_of
 from images import remaps
@@ -36,9 +36,7 @@ from images.errors import ImageFault
 from images.image_file import rehearse
 from images.lazy_entries import task_of
 from images.manifest import Manifest, Rootfs
-from images.moving import Mover
-from images.parts import CRIU, FILES, INVENTORY
-from images.pour import pour_bytes
+from images.parts import CRIU, FILES
 from runtime import launch, proc
 from runtime.container.record import Container
 from runtime.control import Control
@@ -230,8 +228,7 @@ class Departure:
             late.queues = queues.save(self._init_pid, self._queues, base)
         late.settle(self._control)
         self._logs.round(target, frozen=True)
-        with Mover(doing="copying", target=LATE) as mover:
-            pour_bytes(target.sink(FILES), LATE, late.to_bytes(), mover)
+        put_part(target, FILES, LATE, late.to_bytes())
 
     def _mapped(self) -> set[bytes]:
         """Files that tasks may have changed through shared mappings, which leave no timestamp behind."""
@@ -357,10 +354,7 @@ class Departure:
             return
         if self._carrier is not None:
             self._carrier.settle(checked)
-        # Held back till now: a restore that has begun early starts in earnest when the inventory is there.
-        for name in sorted(sink.held, key=lambda name: name == INVENTORY):
-            with Mover(doing="copying", target=name) as mover:
-                pour_bytes(target.sink(CRIU), name, sink.held[name], mover)
+        put_held(target, sink.held)
 
     # ---- the verdict
 

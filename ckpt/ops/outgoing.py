@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from ckpt.ops.host import Host
@@ -17,8 +17,8 @@ from images import remaps
 from images.errors import Cancelled, ImageFault, NoSpace, StreamerFault
 from images.lazy_entries import task_of
 from images.moving import Mover
-from images.parts import FILES, INVENTORY, Part, Sink
-from images.pour import pour_pipe
+from images.parts import CRIU, FILES, INVENTORY, Part, Sink
+from images.pour import pour_bytes, pour_pipe
 from runtime.tree.sync import Synchroniser
 
 
@@ -39,6 +39,18 @@ def send_layers(host: Host, digests: Iterable[str], target: Target) -> int:
 
         total += part_by(target, f"layer-{digest}.tree", write)
     return total
+
+
+def put_part(target: Target, kind: str, name: str, data: bytes) -> None:
+    """A small part from memory."""
+    with Mover(doing="copying", target=name) as mover:
+        pour_bytes(target.sink(kind), name, data, mover)
+
+
+def put_held(target: Target, held: Mapping[str, bytes]) -> None:
+    """Images that were held back. A restore that has begun early starts in earnest when the inventory is there."""
+    for name in sorted(held, key=lambda name: name == INVENTORY):
+        put_part(target, CRIU, name, held[name])
 
 
 def part_by(target: Target, name: str, write: Callable[[int], int]) -> int:
