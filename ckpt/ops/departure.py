@@ -111,9 +111,8 @@ class Departure:
             self._dumper.close()
             self._veils.close()
             if self._dumper.killed and self.network.kind != "host":
-                with contextlib.suppress(
-                    NotFound
-                ):  # it was dumped all the same, and is gone from here
+                # NotFound: it was dumped all the same, and is gone from here.
+                with contextlib.suppress(NotFound):
                     aftermath.release(self.host.cgroup(self.container).pids())
         if isinstance(error, CriuFault):
             # The container's volatile directory goes with it; what CRIU said about it stays.

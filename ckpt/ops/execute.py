@@ -170,9 +170,8 @@ class _raw_terminal:  # noqa: N801 - reads as a statement
     def __enter__(self) -> None:
         if self._wanted:
             self._before = termios.tcgetattr(0)
-            tty.setraw(
-                0, termios.TCSADRAIN
-            )  # not FLUSH: what is typed already is for the container
+            # Not FLUSH: what is typed already is for the container.
+            tty.setraw(0, termios.TCSADRAIN)
 
     def __exit__(self, *_: object) -> None:
         if self._wanted:

@@ -64,9 +64,8 @@ class _Reader:
     def lines(self) -> Iterator[bytes]:
         """The whole lines that are there now and were not read before."""
         while True:
-            following = (
-                self._following()
-            )  # looked for first: this file's last lines are there by then
+            # Looked for first: this file's last lines are there by then.
+            following = self._following()
             while self._file is not None and (data := self._file.read(CHUNK)):
                 *whole, self._rest = (self._rest + data).split(b"\n")
                 for line in whole:

@@ -91,9 +91,8 @@ def probe(conversation: Conversation, lane: LaneWriter, sample: Sample, asking: 
     with _Pages() as pages, PageSender(lane.fd) as sender:
         try:
             course = _Course(conversation, sender, pages, asking)
-            course.run(
-                0.0, 1.0, span=0.1
-            )  # the connection warms up, the destination makes its threads
+            # The connection warms up, the destination makes its threads.
+            course.run(0.0, 1.0, span=0.1)
             rate, _ = course.run(0.0, 1.0)
             pace, share = rate, 1.0
             if (1.0 - sample.zeros) / sample.ratio < PACKS:

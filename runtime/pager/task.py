@@ -132,9 +132,8 @@ class Task:
         if error == errno.ESRCH:
             self.ended = True
         elif error:
-            uffd.wake(
-                self.fd, address, PAGE
-            )  # placed, or unmapped, since it was asked for: look again
+            # Placed, or unmapped, since it was asked for: look again.
+            uffd.wake(self.fd, address, PAGE)
         return True
 
     def fill(self) -> bool:

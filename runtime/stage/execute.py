@@ -85,10 +85,9 @@ def become(process: dict[str, Any]) -> None:
     for limit in process.get("rlimits", []):
         resource.setrlimit(limit["resource"], (limit["soft"], limit["hard"]))
     os.umask(process["umask"])
+    # Without no_new_privs loading a filter needs CAP_SYS_ADMIN, which we are about to drop.
     filter_first = process.get("seccomp") and not process["no_new_privileges"]
-    if (
-        filter_first
-    ):  # without no_new_privs loading a filter needs CAP_SYS_ADMIN, which we are about to drop
+    if filter_first:
         _load_filter(process)
     apply_capabilities(
         process["capabilities"],
