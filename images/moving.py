@@ -27,7 +27,7 @@ import select
 import stat
 import struct
 import termios
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from images.errors import Cancelled, ImageFault, NoSpace, PeerGone, Stalled, Truncated
@@ -212,33 +212,20 @@ class Mover:
         while count:
             self.wait(source, select.POLLIN)
             self.wait(sink, select.POLLOUT)
-            try:
-                moved = os.splice(source, sink, count, flags=_SPLICE)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                if error.errno in _REFUSED:
-                    return count
-                raise self._fault(error) from error
-            if not moved:
-                raise self._short(count)
+            moved = self._in_kernel(count, os.splice, source, sink, count, None, None, _SPLICE)
+            if moved is None:
+                return count
             count -= moved
         return 0
 
     def _sendfile(self, source: int, sink: int, count: int) -> int:
         while count:
             self.wait(sink, select.POLLOUT)
-            try:
-                # In steps, so that a cancel is seen on a slow disk.
-                moved = os.sendfile(sink, source, None, min(count, 16 * BUFFER))
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                if error.errno in _REFUSED:
-                    return count
-                raise self._fault(error) from error
-            if not moved:
-                raise self._short(count)
+            # In steps, so that a cancel is seen on a slow disk.
+            step = min(count, 16 * BUFFER)
+            moved = self._in_kernel(count, os.sendfile, sink, source, None, step)
+            if moved is None:
+                return count
             count -= moved
         return 0
 
@@ -251,16 +238,10 @@ class Mover:
         try:
             while count:
                 self.wait(source, select.POLLIN)
-                try:
-                    got = os.splice(source, into, min(count, self._pipe_size), flags=_SPLICE)
-                except BlockingIOError:
-                    continue
-                except OSError as error:
-                    if error.errno in _REFUSED:
-                        return count
-                    raise self._fault(error) from error
-                if not got:
-                    raise self._short(count)
+                step = min(count, self._pipe_size)
+                got = self._in_kernel(count, os.splice, source, into, step, None, None, _SPLICE)
+                if got is None:
+                    return count
                 left = self._splice(out_of, sink, got)
                 if left:
                     self._through_buffer(out_of, sink, left, ())
@@ -270,6 +251,20 @@ class Mover:
             self._drop_pipe()
             raise
         return 0
+
+    def _in_kernel(self, missing: int, call: Callable[..., int], *args: object) -> int | None:
+        """How many of the MISSING bytes it moved, 0 if that has to wait; None when it refuses these two."""
+        try:
+            moved = call(*args)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            if error.errno in _REFUSED:
+                return None
+            raise self._fault(error) from error
+        if not moved:
+            raise self._short(missing)
+        return moved
 
     def _through_buffer(
         self, source: int, sink: int, count: int, hashers: Sequence[Hasher]
