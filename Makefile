@@ -15,7 +15,7 @@ ARGS ?=
 # The tests wait more than they work: for processes, links and clocks. So more of them than processors.
 JOBS ?= $(shell echo $$((2 * $$(nproc))))
 
-.PHONY: help setup demo test test-unit test-vm test-vm-smoke lint install uninstall bench clean
+.PHONY: help setup demo test test-unit test-kills test-vm test-vm-smoke lint install uninstall bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -35,6 +35,9 @@ test: setup lint ## lint, then every test (needs root), JOBS=N at a time
 
 test-unit: setup ## the tests that need no root
 	@$(PYTEST) tests/unit $(ARGS)
+
+test-kills: setup ## tracking's injectors are killed KILLS times (4000) while their targets check themselves
+	@CKPT_KILLS=$(or $(KILLS),4000) $(PYTEST) tests/e2e/test_tracking_injection.py -k killed -rP $(ARGS)
 
 test-vm: setup ## on two emulated Debian machines (SUITE=bookworm|trixie|sid); skips where it can't
 	@$(VENV)/bin/python -m tests.vm.run $(ARGS)

@@ -37,7 +37,8 @@ def main(fd: int) -> None:
         # A thread stands still while we work: don't let others take the processor from us meanwhile.
         os.setpriority(os.PRIO_PROCESS, 0, -10)
     gc.disable()
-    with socket.socket(fileno=fd) as peer:
+    # A tracker that is killed may leave us nobody to send to, or, with our answer unread, a connection that is reset.
+    with socket.socket(fileno=fd) as peer, contextlib.suppress(ConnectionError):
         peer.send(READY)
         while request := peer.recv(REQUEST.size):
             what, pid = REQUEST.unpack(request)

@@ -30,6 +30,8 @@ pytestmark = [
 ]
 
 MODES = ["registers", "own-stack", "sleep", "poll", "read", "futex", "suspend", "calls"]
+KILLS = int(os.environ.get("CKPT_KILLS", "480"))
+"""Injectors killed at random, in all: `make test-kills` sets more."""
 REPO = str(Path(__file__).resolve().parents[2])
 
 
@@ -143,20 +145,47 @@ def test_an_injector_killed_at_any_step_leaves_the_program_unharmed(checking):
 
 
 def test_injectors_killed_at_random_leave_the_program_unharmed(checking):
+    """Half of them at any moment, half just after they reach for the thread, which they hold for half a millisecond."""
+    reading, writing = os.pipe()
+
     def forever() -> None:
+        os.write(writing, b".")
         while True:
             inject(checking.pid)
 
-    chance = random.Random(1)
-    for _ in range(60):
-        pid = injector(forever)
-        time.sleep(chance.random() * 0.004)
+    def reaching() -> None:
+        real = ptrace._call
+
+        def told(*words: int) -> int:
+            ptrace._call = real
+            os.write(writing, b".")
+            return real(*words)
+
+        ptrace._call = told
+        while True:
+            inject(checking.pid)
+
+    chance = random.Random(KILLS)
+    kills, tracing = -(-KILLS // len(MODES)), 0
+    for number in range(kills):
+        pid = injector(reaching if number % 2 else forever)
+        os.read(reading, 1)
+        until = time.perf_counter() + chance.random() * (0.0008 if number % 2 else 0.004)
+        while time.perf_counter() < until:
+            pass
+        tracing += f"TracerPid:\t{pid}\n" in Path(f"/proc/{checking.pid}/status").read_text()
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        assert checking.fault() == ""
+        assert checking.fault() == "", f"after {number} kills"
+        if not number % 50:
+            wait_for_rounds(checking, 1)
     wait_for_rounds(checking, 2)
     assert checking.nudges == 0
     clean(checking.pid)
+    os.close(reading)
+    os.close(writing)
+    print(f"{kills} injectors killed, {tracing} of them while they held the thread")
+    assert tracing, "they were killed when they did nothing: the test sees nothing"
 
 
 def test_what_a_killed_injector_left_open_is_closed_by_the_next(programs, tmp_path):
