@@ -64,6 +64,8 @@ class _Memory:
         arriving.start()
         with population.opened(self._pid) as pagemap:
             there = population.populated(pagemap, ranges)
+        if self._tracker.compares:
+            raise NotImplementedError("the host's tracker has to be told what was read")
         self._sender.send(TASK, self._reader, there, quick=quick)
         self._sender.mark()
         self._sender.flush()

@@ -94,7 +94,8 @@ class Rounds:
         self.written.append(sum(end - start for start, end in there) / (1 << 20))
         for batch in batches(there, _READ):
             at = 0
-            for start, end in reader.read(batch, self._buffer)[0]:
+            read, _ = reader.read(batch, self._buffer)
+            for start, end in read if self._tracker.compares else ():
                 size = end - start
                 self._tracker.taken(self._pid, start, self._buffer.view[at : at + size])
                 at += size

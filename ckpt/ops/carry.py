@@ -19,7 +19,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from ckpt.ops.convergence import Limits, Next, Round, decide
 from images.lazy_entries import plan_lazy
@@ -33,6 +34,10 @@ from runtime.tracking.ranges import Range, common, merged, size, without
 from runtime.veil.carry import carryable, is_candidate
 
 Check = Callable[[], None]
+
+
+class NotConverging(Unsupported):
+    """It writes faster than it is copied, and the user wants no long freeze: another way of dumping is no answer."""
 
 
 class Task:
@@ -108,7 +113,7 @@ class Carrier:
     def rounds(self, check: Check) -> None:
         """Copy until the rest is small, or no longer gets smaller. CHECK may raise to end it.
 
-        Raises Unsupported when it must converge and doesn't.
+        Raises NotConverging when it must converge and doesn't.
         """
         self._tracker.start(self._pids())
         while True:
@@ -117,7 +122,7 @@ class Carrier:
             dirty = sum(map(size, found.values()))
             decision = decide(self.done, dirty, self._limits)
             if decision.next is Next.GIVE_UP:
-                raise Unsupported(
+                raise NotConverging(
                     doing="copying", target="the memory while it runs", why=decision.why,
                     hint="without --abort-if-not-converging it is frozen for the rest", retry=True,
                 )  # fmt: skip
@@ -149,6 +154,9 @@ class Carrier:
                 with population.opened(pid) as pagemap:
                     there = population.populated(pagemap, dirty)
                 gone = common(without(dirty, there), task.sent)
+                if not frozen:  # no round follows, and settle() forgets as well
+                    mapped = merged((vma.start, vma.end) for vma in self._tracker.vmas(pid))
+                    gone = merged([*gone, *without(task.sent, mapped)])
                 if gone:
                     self._forget(task, gone)
                 found[pid] = there
@@ -180,17 +188,31 @@ class Carrier:
 
     def _send(self, found: dict[int, list[Range]], check: Check, *, quick: bool = False) -> int:
         pages = 0
+        # In the frozen window (quick) nobody asks again.
+        compares = self._tracker.compares and not quick
         for pid, ranges in found.items():
             check()
             task = self._tasks.get(pid)
             if task is None:
                 continue  # it ended, and another has its number
             try:
-                pages += self._sender.send(task.number, task.reader, ranges, quick=quick)
+                pages += self._sender.send(
+                    task.number,
+                    task.reader,
+                    ranges,
+                    quick=quick,
+                    took=partial(self._took, pid) if compares else None,
+                )
             except NotFound:
                 continue  # it ended; settle() tells the destination
             task.sent = merged([*task.sent, *ranges])
         return pages * 4096
+
+    def _took(self, pid: int, ranges: Sequence[Range], data: memoryview) -> None:
+        at = 0
+        for start, end in ranges:
+            self._tracker.taken(pid, start, data[at : at + end - start])
+            at += end - start
 
     def _forget(self, task: Task, ranges: list[Range]) -> None:
         self._sender.gone(task.number, ranges)

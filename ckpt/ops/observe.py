@@ -26,7 +26,6 @@ from runtime.errors import NotFound, RuntimeFault
 from runtime.pagesource.read import PAGE, Buffer, TaskReader, batches
 from runtime.pagesource.send import LEVEL
 from runtime.tracking import choose, population
-from runtime.tracking.compare import Compare
 from runtime.tracking.ranges import Range, size
 from runtime.tracking.tracker import Tracker
 from runtime.tree import diff, snapshot
@@ -141,7 +140,7 @@ class _Watch:
                 dirty = self._tracker.dirty(pid)
                 with population.opened(pid) as pagemap:
                     found[pid] = population.populated(pagemap, dirty)
-                if isinstance(self._tracker, Compare):
+                if self._tracker.compares:
                     self._take(pid, found[pid])
         now = time.monotonic()
         interval = Interval(now - self._last, found)

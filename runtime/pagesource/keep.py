@@ -15,6 +15,7 @@ from runtime.pagecache.file import PageFile
 from runtime.pagesource import wire
 from runtime.pagesource.condense import Condenser
 from runtime.pagesource.read import Buffer, Place, Range, TaskReader, batches, joined
+from runtime.pagesource.sink import Took
 from runtime.pagesource.wire import PAGE
 
 HELD_LIMIT = 256 << 20
@@ -54,7 +55,13 @@ class PageKeeper:
     # ---- taking pages: see sink.py
 
     def send(
-        self, task: int, reader: TaskReader, runs: Iterable[Range], *, quick: bool = False
+        self,
+        task: int,
+        reader: TaskReader,
+        runs: Iterable[Range],
+        *,
+        quick: bool = False,
+        took: Took | None = None,
     ) -> int:
         pages = 0
         for batch in batches(runs, wire.MAX_PAYLOAD):
@@ -62,6 +69,8 @@ class PageKeeper:
                 raise SystemFault(doing="keeping", target="pages", why="it was given up")
             place = self._room(sum(end - start for start, end in batch))
             read, gone = reader.read(batch, place or self._buffer)
+            if took is not None:
+                took(read, (place or self._buffer).view)
             size = sum(end - start for start, end in read)
             if place is None or self._notes is None:
                 self._write(task, read, self._buffer.view)

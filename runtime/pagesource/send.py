@@ -23,6 +23,7 @@ from runtime.pagesource import wire
 from runtime.pagesource.compress import Chooser
 from runtime.pagesource.condense import Condenser
 from runtime.pagesource.read import Buffer, Range, TaskReader, batches, joined
+from runtime.pagesource.sink import Took
 from runtime.pagesource.wire import PAGE, Counts, Encoding, Kind, Mark
 
 BUFFERS = 4
@@ -102,11 +103,13 @@ class PageSender:
         *,
         quick: bool = False,
         whole: bool = False,
+        took: Took | None = None,
     ) -> int:
         """The pages of RUNS as they are now. Returns how many there were; those not mapped any more are told as gone.
 
         quick: don't look for duplicates (for the frozen window, whose pages were all sent before; and when the
         destination gives pages away as they come, so that there is nothing to refer to).
+        took: called with what was read, before it goes on.
         whole: the task is known to have every page of RUNS; one that can't be read is a task that ended.
 
         Raises NotFound when the task has ended, TimedOut or another RuntimeFault when the lane fails.
@@ -127,6 +130,8 @@ class PageSender:
                 )  # fmt: skip
             if gone:
                 self.gone(task, gone)
+            if took is not None:
+                took(read, buffer.view)
             self._send_batch(task, read, buffer, quick)
             pages += sum(end - start for start, end in read) // PAGE
         return pages

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from runtime.pagesource.read import Range, TaskReader
+
+Took = Callable[[Sequence[Range], memoryview], None]
+"""Gets what was read: ranges, and their bytes one after the other, only lent; what follows them counts not."""
 
 
 class PageSink(Protocol):
@@ -15,11 +18,17 @@ class PageSink(Protocol):
     """Bytes that went out so far."""
 
     def send(
-        self, task: int, reader: TaskReader, runs: Iterable[Range], *, quick: bool = False
+        self,
+        task: int,
+        reader: TaskReader,
+        runs: Iterable[Range],
+        *,
+        quick: bool = False,
+        took: Took | None = None,
     ) -> int:
         """The pages of RUNS as they are now; how many there were. Raises NotFound when the task has ended.
 
-        quick: in the frozen window, where time counts more than bytes.
+        quick: in the frozen window, where time counts more than bytes. took: called with all that is read.
         """
 
     def gone(self, task: int, runs: Sequence[Range]) -> None:

@@ -2,7 +2,8 @@
 
 The digests are of what the caller took (`taken`), not of what was there when we looked: a page may change between the
 two, and change back. So a page that the caller didn't report taken stays dirty, and one whose content is what the
-caller has isn't, whatever happened in between.
+caller has isn't, whatever happened in between. What is returned as dirty counts as not taken from then on: until it is
+reported, the caller has nothing there.
 
 The cost is reading and hashing everything in each round, 1 to 2 s per GiB, in the frozen window too. It is meant
 for what the other trackers can't answer for: shared memory, processes that can't be injected into, old kernels.
@@ -56,6 +57,7 @@ class Compare:
     """A `Tracker`."""
 
     name = "compare"
+    compares = True
 
     def __init__(self, select: Select = programs) -> None:
         self._select = select
@@ -104,11 +106,14 @@ class Compare:
                     process.identity.check()
                     self._forget_unmapped(process, vmas)
                     process.vmas = vmas
-                    return merged(
+                    found = merged(
                         part
                         for vma in vmas
                         for part in self._changed(process, vma, memory, pagemap)
                     )
+                    for start, end in found:
+                        self._forget(process, start, end)
+                    return found
             finally:
                 os.close(memory)
         except (FileNotFoundError, ProcessLookupError) as error:
@@ -135,14 +140,18 @@ class Compare:
         """The caller has dropped what isn't mapped any more: should the same come back there, it is new."""
         before = merged((vma.start, vma.end) for vma in process.vmas)
         for start, end in without(before, merged((vma.start, vma.end) for vma in vmas)):
-            for chunk in self._known_chunks(process, start, end):
-                begin, until = max(start, chunk * _CHUNK), min(end, (chunk + 1) * _CHUNK)
-                if until - begin == _CHUNK:
-                    del process.chunks[chunk]
-                    continue
-                first, count = begin % _CHUNK // PAGE, (until - begin) // PAGE
-                unknown = bytes(count * _DIGEST)
-                process.chunks[chunk][first * _DIGEST : (first + count) * _DIGEST] = unknown
+            self._forget(process, start, end)
+
+    def _forget(self, process: _Process, start: int, end: int) -> None:
+        """The caller has nothing there."""
+        for chunk in self._known_chunks(process, start, end):
+            begin, until = max(start, chunk * _CHUNK), min(end, (chunk + 1) * _CHUNK)
+            if until - begin == _CHUNK:
+                del process.chunks[chunk]
+                continue
+            first, count = begin % _CHUNK // PAGE, (until - begin) // PAGE
+            unknown = bytes(count * _DIGEST)
+            process.chunks[chunk][first * _DIGEST : (first + count) * _DIGEST] = unknown
 
     @staticmethod
     def _known_chunks(process: _Process, start: int, end: int) -> list[int]:

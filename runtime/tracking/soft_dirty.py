@@ -50,6 +50,7 @@ class SoftDirty:
     """A `Tracker`."""
 
     name = "soft-dirty"
+    compares = False
 
     def __init__(self, select: Select = anonymous) -> None:
         """Raises Unsupported."""

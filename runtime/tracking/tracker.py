@@ -7,7 +7,9 @@ The caller copies the memory of running processes, round after round; a tracker 
         for each process:
             for start, end in tracker.dirty(pid):        # asks, and in the same step watches anew
                 data = read(pid, start, end)             # after dirty(), never before
-                tracker.taken(pid, start, data)
+                if tracker.compares:
+                    tracker.taken(pid, start, data)      # these very bytes, not another look at the same place
+            forget all pages outside of tracker.vmas(pid)
     tracker.stop()
 
 What a tracker promises: a page whose content differs from what the caller took is in a range that the next `dirty`
@@ -15,8 +17,11 @@ returns. It may return more. A page that nobody can be sure of is returned: new 
 watched, memory of kinds that the kernel doesn't track. Memory that was given back (MADV_DONTNEED) reads as zeros now;
 that is a change as well. What was unmapped is no range of anything: `vmas` shows what there is.
 
-What the caller promises: reading after asking, and `taken` for what it read. It need not read all of a range: memory
-that can't be read any more has gone, and comes back as a change if something else takes its place.
+What the caller promises: reading after asking. Of a range that was returned it has afterwards what it read, and nothing
+(which is zeros) of the rest: memory that holds no page, or that can't be read any more. What isn't mapped it forgets:
+something else that takes the place is a change, but an empty mapping is nothing new to who has nothing there. A tracker
+that `compares` is told what was read (`taken`), since it has no other way to know what the caller has; it gets the
+caller's own buffer, so nothing is copied for that.
 
 The last question is asked while the processes are frozen (`frozen=True`): nothing can change after it. The first
 must not be: a frozen process can't be begun with.
@@ -38,6 +43,8 @@ class Tracker(Protocol):
     """One way to find written memory. Not for several threads."""
 
     name: str
+    compares: bool
+    """Whether it must be told what was read. A page that it isn't told of stays dirty."""
 
     def start(self, pids: Iterable[int]) -> None:
         """Watch these processes from now on. Their first `dirty` returns everything.
@@ -53,7 +60,7 @@ class Tracker(Protocol):
         """
 
     def taken(self, pid: int, start: int, data: bytes | memoryview) -> None:
-        """The caller read DATA at START after `dirty` returned it. Whole pages."""
+        """The caller read DATA at START after `dirty` returned it: whole pages. For a tracker that `compares`."""
 
     def vmas(self, pid: int) -> list[Vma]:
         """The selected mappings as the last `dirty` saw them."""

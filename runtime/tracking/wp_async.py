@@ -101,6 +101,7 @@ class WpAsync:
     """A `Tracker`."""
 
     name = "wp-async"
+    compares = False
 
     def __init__(self, select: Select = anonymous) -> None:
         """SELECT: the mappings that the caller wants to hear of. Raises Unsupported."""

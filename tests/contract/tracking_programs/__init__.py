@@ -103,7 +103,8 @@ class Copy:
                         memory.seek(page)
                         data = memory.read(PAGE)
                         self.pages[page] = data
-                        self._tracker.taken(self._pid, page, data)
+                        if self._tracker.compares:
+                            self._tracker.taken(self._pid, page, data)
         return ranges
 
     def differences(self) -> list[int]:
