@@ -15,10 +15,13 @@ from ckpt.cli import show
 from ckpt.cli.describe import clean, describe_checkpoint
 from ckpt.cli.edge import CORRUPT
 from ckpt.cli.types import CHECKPOINT, CONTAINER, command, json_option
+from ckpt.cli.wishes import copying_options
 from ckpt.ops import dump as dumping
 from ckpt.ops import readiness, retention
 from ckpt.ops import restore as restoring
+from ckpt.ops.convergence import Limits
 from ckpt.ops.host import Host
+from ckpt.ops.snapshot import LIMITS, Wanted
 from images.inspect import inspect_images
 from images.manifest import Manifest
 from runtime.errors import BadInput
@@ -35,6 +38,7 @@ from runtime.errors import BadInput
     help="With --leave-running: warm: memory is copied while the container runs; cold: it stands still meanwhile; "
     "auto: warm if this host can.",
 )
+@copying_options(downtime=LIMITS.max_downtime, stays="dump")
 @click.option(
     "-o",
     "--output",
@@ -50,6 +54,7 @@ def dump(
     checkpoint: str,
     leave_running: bool,
     mode: str,
+    limits: Limits,
     output: str | None,
     dry_run: bool,
     as_json: bool,
@@ -59,15 +64,15 @@ def dump(
     \b
     ckpt dump web                             # into the store; the container stops
     ckpt dump web --leave-running --as daily
+    ckpt dump web --leave-running --max-downtime 200 --abort-if-not-converging
     ckpt dump web -o - | ssh other ckpt restore -
     """
     if dry_run:
         _foretell(readiness.require(host, host.find(name), store=output is None), as_json)
         return
+    wanted = Wanted(checkpoint, leave_running, mode, limits)
     if output is None:
-        taken = dumping.to_store(
-            host, name, checkpoint=checkpoint, leave_running=leave_running, mode=mode
-        )
+        taken = dumping.to_store(host, name, wanted)
     elif output == "-":
         if os.isatty(1):
             raise BadInput(
@@ -76,13 +81,9 @@ def dump(
                 why="it is not for eyes",
                 hint="redirect it, or name a file with -o",
             )
-        taken = dumping.to_stream(
-            host, name, 1, checkpoint=checkpoint, leave_running=leave_running, mode=mode
-        )
+        taken = dumping.to_stream(host, name, 1, wanted)
     else:
-        taken = dumping.to_file(
-            host, name, Path(output), checkpoint=checkpoint, leave_running=leave_running, mode=mode
-        )
+        taken = dumping.to_file(host, name, Path(output), wanted)
     how = taken.how
     if as_json:
         found = {**_brief(taken.manifest), **how.to_dict()}

@@ -11,13 +11,7 @@ from ckpt.cli import show
 from ckpt.cli.edge import exit_code
 from ckpt.cli.progress import MigrationProgress
 from ckpt.cli.types import CONTAINER, command, json_option
-from ckpt.cli.wishes import (
-    bandwidth_option,
-    max_downtime_option,
-    max_rounds_option,
-    mode_option,
-    rate,
-)
+from ckpt.cli.wishes import bandwidth_option, copying_options, mode_option, rate
 from ckpt.ops import migrate as migrating
 from ckpt.ops.convergence import Limits
 from ckpt.ops.forecast import Forecast, Prediction
@@ -37,8 +31,7 @@ NOT_POSSIBLE = 13
     "Bytes per second: without HOST what the network is assumed to carry (117m: 1 Gbit/s); "
     "with HOST no more than that for memory."
 )
-@max_downtime_option("As for migrate: copy on until the rest takes no longer.")
-@max_rounds_option
+@copying_options(downtime=Limits().max_downtime, stays="move")
 @click.option(
     "--seconds",
     type=click.FloatRange(0.5, 600),
@@ -56,8 +49,7 @@ def forecast(
     target: str | None,
     mode: str,
     bandwidth: str | None,
-    max_downtime: float,
-    max_rounds: int,
+    limits: Limits,
     seconds: float,
     as_json: bool,
 ) -> None:
@@ -74,7 +66,7 @@ def forecast(
     """
     wishes = Wishes(
         mode=mode,
-        limits=Limits(max_downtime / 1e3, max_rounds),
+        limits=limits,
         bandwidth=rate(bandwidth),
         dry_run=True,
         seconds=seconds,

@@ -17,13 +17,7 @@ from ckpt.cli.page.migration import render
 from ckpt.cli.progress import MigrationProgress
 from ckpt.cli.threads import SWITCH
 from ckpt.cli.types import CONTAINER, HOST, command, json_option
-from ckpt.cli.wishes import (
-    bandwidth_option,
-    max_downtime_option,
-    max_rounds_option,
-    mode_option,
-    rate,
-)
+from ckpt.cli.wishes import bandwidth_option, copying_options, mode_option, rate
 from ckpt.ops import interrupt
 from ckpt.ops import migrate as migrating
 from ckpt.ops import recover as recovering
@@ -41,14 +35,8 @@ from runtime.errors import RuntimeFault, SystemFault, TimedOut
     "lazy: it runs there at once, its memory follows (see the risk below); "
     "auto: warm if both hosts can."
 )
-@max_downtime_option("Copy on (warm) until the rest takes no longer than this.")
-@max_rounds_option
+@copying_options(downtime=Limits().max_downtime, stays="move")
 @bandwidth_option("Bytes per second for memory (warm): 100m.")
-@click.option(
-    "--abort-if-not-converging",
-    is_flag=True,
-    help="Rather not move than freeze for longer than --max-downtime.",
-)
 @click.option(
     "--dry-run", is_flag=True, help="Only preflight: what would refuse it, and nothing is touched."
 )
@@ -77,10 +65,8 @@ def migrate(
     name: str,
     target: str,
     mode: str,
-    max_downtime: float,
-    max_rounds: int,
+    limits: Limits,
     bandwidth: str | None,
-    abort_if_not_converging: bool,
     dry_run: bool,
     timeout: float | None,
     lanes: tuple[str, ...],
@@ -112,7 +98,7 @@ def migrate(
         try:
             wishes = Wishes(
                 mode=mode,
-                limits=Limits(max_downtime / 1e3, max_rounds, abort_if_not_converging),
+                limits=limits,
                 bandwidth=rate(bandwidth),
                 lanes=lanes,
                 dry_run=dry_run,

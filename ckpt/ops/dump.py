@@ -14,7 +14,7 @@ from ckpt.ops import readiness, snapshot, stops
 from ckpt.ops.departure import Departure
 from ckpt.ops.host import Host, lock_container
 from ckpt.ops.interrupt import shielded
-from ckpt.ops.snapshot import Snapshot
+from ckpt.ops.snapshot import Snapshot, Wanted
 from images.bundle_stream import StreamWriter
 from images.manifest import Manifest
 from runtime.container.record import Container, check_name
@@ -34,23 +34,13 @@ def default_name(container: Container) -> str:
     return container.record.name + time.strftime("-%Y%m%d-%H%M%S", time.gmtime())
 
 
-def to_store(
-    host: Host,
-    name: str,
-    *,
-    checkpoint: str = "",
-    leave_running: bool = False,
-    mode: str = "auto",
-) -> Taken:
-    """Dump into the store; returns what was published. On any failure the container runs on.
-
-    MODE: auto, warm or cold, see snapshot.py; only for one that is left running.
-    """
+def to_store(host: Host, name: str, wanted: Wanted) -> Taken:
+    """Dump into the store; returns what was published. On any failure the container runs on."""
     host.ready()
-    snapshot.check_mode(mode, leave_running=leave_running)
+    wanted.check()
     container = host.find(name)
     with lock_container(container):
-        title = check_name(checkpoint or default_name(container), "checkpoint name")
+        title = check_name(wanted.checkpoint or default_name(container), "checkpoint name")
         expected = readiness.require(host, container, store=True)
         with (
             host.store.begin(title) as draft,
@@ -58,19 +48,17 @@ def to_store(
                 host,
                 container,
                 reason=f"checkpointed as {title}",
-                leave_running=leave_running,
+                leave_running=wanted.leave_running,
                 with_volumes=False,
             ) as departure,
         ):
             departure.prepare()
             manifest = departure.manifest(title)
             departure.sync_files(draft)
-            if leave_running:
+            if wanted.leave_running:
                 # Digests and the disk can wait until it runs again: the images are complete.
                 place = Path(draft.path)
-                found = snapshot.take(
-                    departure, draft, mode=mode, place=place, memory=expected.images
-                )
+                found = snapshot.take(departure, draft, wanted, place=place, memory=expected.images)
                 stops.reached("publish")
                 published = draft.publish(replace(manifest, times=departure.times))
             else:
@@ -83,30 +71,26 @@ def to_store(
 
 
 def to_stream(
-    host: Host,
-    name: str,
-    fd: int,
-    *,
-    checkpoint: str = "",
-    leave_running: bool = False,
-    mode: str = "auto",
-    place: Path | None = None,
+    host: Host, name: str, fd: int, wanted: Wanted, *, place: Path | None = None
 ) -> Taken:
     """Dump into a checkpoint stream on FD. The container ends when all is written, or runs on much earlier.
 
     A container that ends touches no disk. For one that runs on, its memory lies in a nameless file in PLACE meanwhile
-    (in the store's directory, unless told), with MODE warm.
+    (in the store's directory, unless told), if it is copied while it runs.
     """
     host.ready()
-    snapshot.check_mode(mode, leave_running=leave_running)
+    wanted.check()
     container = host.find(name)
     with lock_container(container):
-        title = check_name(checkpoint or default_name(container), "checkpoint name")
+        title = check_name(wanted.checkpoint or default_name(container), "checkpoint name")
         expected = readiness.require(host, container, store=False)
         with (
             StreamWriter(fd, digest=True) as writer,
             Departure(
-                host, container, reason=f"checkpointed as {title}", leave_running=leave_running
+                host,
+                container,
+                reason=f"checkpointed as {title}",
+                leave_running=wanted.leave_running,
             ) as departure,
         ):
             try:
@@ -115,11 +99,11 @@ def to_stream(
                 writer.manifest(manifest.to_bytes())
                 departure.send_layers(writer)
                 departure.sync_files(writer)
-                if leave_running:
+                if wanted.leave_running:
                     found = snapshot.take(
                         departure,
                         writer,
-                        mode=mode,
+                        wanted,
                         place=place or Path(host.store.directory),
                         memory=expected.images,
                     )
@@ -129,7 +113,7 @@ def to_stream(
             except BaseException as error:
                 writer.abort(str(error))
                 raise
-            if not leave_running:
+            if not wanted.leave_running:
                 _end(container, departure)
                 found = _ended(departure)
             found.bytes_total = writer.size
@@ -149,26 +133,10 @@ def _end(container: Container, departure: Departure) -> None:
         departure.wait_killed()
 
 
-def to_file(
-    host: Host,
-    name: str,
-    path: Path,
-    *,
-    checkpoint: str = "",
-    leave_running: bool = False,
-    mode: str = "auto",
-) -> Taken:
+def to_file(host: Host, name: str, path: Path, wanted: Wanted) -> Taken:
     """Dump into a stream in a file that appears whole or not at all."""
     with whole_file(path) as fd:
-        return to_stream(
-            host,
-            name,
-            fd,
-            checkpoint=checkpoint,
-            leave_running=leave_running,
-            mode=mode,
-            place=path.absolute().parent,
-        )
+        return to_stream(host, name, fd, wanted, place=path.absolute().parent)
 
 
 @contextlib.contextmanager

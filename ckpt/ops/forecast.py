@@ -287,7 +287,9 @@ class Forecast:
     @property
     def chosen(self) -> Prediction | None:
         """The one that would be used, as `--mode` wishes; None: none is possible."""
-        names = AUTO if self.wish == "auto" else (self.wish,)
+        names: tuple[str, ...] = AUTO if self.wish == "auto" else (self.wish,)
+        if self.at.limits.must_converge:
+            names = tuple(name for name in names if name != "cold")
         wanted = [one for one in self.predictions if one.mode in names]
         return next((one for one in wanted if one.possible), None)
 

@@ -20,7 +20,7 @@ from typing import Any
 from ckpt.ops import stops
 from ckpt.ops.aside import Aside
 from ckpt.ops.assemble import complete
-from ckpt.ops.carry import Carrier
+from ckpt.ops.carry import Carrier, NotConverging
 from ckpt.ops.convergence import Limits
 from ckpt.ops.departure import Departure
 from ckpt.ops.outgoing import Target
@@ -33,6 +33,30 @@ LIMITS = Limits(max_downtime=0.01)
 NOTEWORTHY = 1 << 20
 """Bytes of a process that nobody can track: less of it costs no pause worth a word."""
 _SPARE = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the user asks for. checkpoint: its name, "" for one that is made of the container's name and the time.
+    mode: auto, warm or cold, for one that is left running; limits: of warm."""
+
+    checkpoint: str = ""
+    leave_running: bool = False
+    mode: str = "auto"
+    limits: Limits = LIMITS
+
+    def check(self) -> None:
+        """Raises BadInput for what can't go together."""
+        if self.leave_running:
+            return
+        option = "--abort-if-not-converging" if self.limits.must_converge else "--mode warm"
+        if self.mode == "warm" or self.limits.must_converge:
+            raise BadInput(
+                doing="dumping",
+                target=f"with {option}",
+                why="a container that ends with its checkpoint has no pause to shorten",
+                hint="--leave-running",
+            )
 
 
 @dataclass(slots=True)
@@ -80,38 +104,32 @@ class Snapshot:
         }
 
 
-def check_mode(mode: str, *, leave_running: bool) -> None:
-    """Raises BadInput."""
-    if mode == "warm" and not leave_running:
-        raise BadInput(
-            doing="dumping",
-            target="with --mode warm",
-            why="a container that ends with its checkpoint has no pause to shorten",
-            hint="--leave-running",
-        )
-
-
-def take(departure: Departure, target: Target, *, mode: str, place: Path, memory: int) -> Snapshot:
+def take(
+    departure: Departure, target: Target, wanted: Wanted, *, place: Path, memory: int
+) -> Snapshot:
     """Everything into TARGET but what is there already; the container runs on when this returns or raises.
 
     DEPARTURE is prepared. PLACE: where a copy of the memory may lie until all is written, of about MEMORY bytes.
-    Raises Unsupported if MODE is warm and that can't be.
+    Raises Unsupported if WANTED leaves no way.
     """
     found = Snapshot()
-    if mode != "cold":
+    if wanted.mode != "cold":
         found.mode_why = why_not_warm_there(departure.host) or _no_room(place, memory)
         if not found.mode_why:
             with contextlib.ExitStack() as stack:
                 try:
-                    keeper, carrier = _copy(departure, place, stack)
+                    keeper, carrier = _copy(departure, place, wanted.limits, stack)
+                except NotConverging:
+                    raise
                 except Unsupported as fault:
                     found.mode_why = fault.why
                 else:
                     found.mode = "warm"
                     _warm(departure, target, place, keeper, carrier, found)
-    if found.mode_why and mode == "warm":
+    if found.mode_why and (wanted.mode == "warm" or wanted.limits.must_converge):
+        option = "--mode warm" if wanted.mode == "warm" else "--abort-if-not-converging"
         raise Unsupported(
-            doing="dumping", target=f"{departure.container.record.name} with --mode warm",
+            doing="dumping", target=f"{departure.container.record.name} with {option}",
             why=found.mode_why, hint="--mode cold",
         )  # fmt: skip
     if found.mode == "cold":
@@ -125,9 +143,9 @@ def take(departure: Departure, target: Target, *, mode: str, place: Path, memory
 
 
 def _copy(
-    departure: Departure, place: Path, stack: contextlib.ExitStack
+    departure: Departure, place: Path, limits: Limits, stack: contextlib.ExitStack
 ) -> tuple[PageKeeper, Carrier]:
-    """All memory, while it runs. Raises Unsupported where nobody can tell what is written."""
+    """All memory, while it runs. Raises Unsupported where nobody can tell what is written, NotConverging."""
     keeper = stack.enter_context(PageKeeper(place))
     cgroup = departure.host.cgroup(departure.container)
 
@@ -142,7 +160,7 @@ def _copy(
                 why=f"process {pid} can't be tracked: {why}",
             )
 
-    carrier = stack.enter_context(Carrier(keeper, cgroup.pids, limits=LIMITS, on_round=looked))
+    carrier = stack.enter_context(Carrier(keeper, cgroup.pids, limits=limits, on_round=looked))
     carrier.rounds(lambda: None)
     return keeper, carrier
 
@@ -193,4 +211,4 @@ def _no_room(place: Path, memory: int) -> str:
     return f"its copy needs about {memory >> 20} MiB in {place}, where {free >> 20} MiB are free"
 
 
-__all__ = ["Snapshot", "check_mode", "take"]
+__all__ = ["LIMITS", "Snapshot", "Wanted", "take"]

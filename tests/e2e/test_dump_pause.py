@@ -137,6 +137,19 @@ def test_whatever_ends_it_at_whatever_point_the_container_runs_on(
     nothing_of(box, but=("web",))
 
 
+def test_a_dump_that_must_converge_rather_gives_up_than_pauses_for_long(box: Box) -> None:
+    few = ("--max-rounds", "1", "--max-downtime", "1")
+    said = box.fails(13, "dump", "web", "--leave-running", *few, "--abort-if-not-converging")
+    assert "1 rounds were not enough" in said and "without --abort-if-not-converging" in said
+    assert json.loads(box("checkpoints", "ls", "--json")) == []
+    found = dump(box, "--as", "few", *few)
+    assert len(found["rounds"]) == 1 and found["rounds_why"] == "1 rounds were not enough"
+    for mode in (("--mode", "cold", "--leave-running"), ()):
+        assert "--abort" in box.fails(3, "dump", "web", *mode, "--abort-if-not-converging")
+    is_well(box)
+    nothing_of(box, but=("web",))
+
+
 def test_without_what_warm_needs_it_is_cold_and_says_why(
     box: Box, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,8 +160,9 @@ def test_without_what_warm_needs_it_is_cold_and_says_why(
         program.unlink()
     (tmp_path / "env").symlink_to("/usr/bin/env")
     monkeypatch.setenv("PATH", str(tmp_path))  # no compiler
-    said = box.fails(13, "dump", "web", "--leave-running", "--mode", "warm")
-    assert "--mode cold" in said
+    for words in (("--mode", "warm"), ("--abort-if-not-converging",)):
+        said = box.fails(13, "dump", "web", "--leave-running", *words)
+        assert words[0] in said and "--mode cold" in said
     found = dump(box, "--as", "cold")
     assert found["mode"] == "cold" and found["mode_why"]
     assert found["bytes"]["images"] > MEMORY // 2 and found["pause_ms"] > 0

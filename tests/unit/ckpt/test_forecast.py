@@ -103,6 +103,9 @@ def test_rather_stay_than_stand_still_for_long_is_foreseen() -> None:
     found = warm(at(GIB, writes(4 * GIB, GIB), limits=limits))
     assert not found.possible
     assert "as fast as it is sent" in found.why
+    # And what is not possible warm is not done cold instead.
+    assert make(at(GIB, writes(4 * GIB, GIB), limits=limits)).chosen is None
+    assert make(at(GIB, writes(4 * GIB, GIB))).chosen is not None
 
 
 def test_processes_that_cannot_be_tracked_are_named() -> None:
