@@ -19,8 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ckpt import FEATURES, SOFTWARE
-from ckpt.ops import arrived, interrupt, stops, tidy
+from ckpt.ops import arrived, dialect, interrupt, stops, tidy
 from ckpt.ops.arrival import Arrival
 from ckpt.ops.host import Host
 from ckpt.ops.journal import Entry, Journal
@@ -83,7 +82,7 @@ class Agent:
             Action.RECALL: self.recall,
         }
         self.conversation = Conversation(
-            Destination("", greet(SOFTWARE, FEATURES)),
+            Destination("", greet(dialect.software(), dialect.FEATURES)),
             link,
             journal=self.write_journal,
             actions={action: stops.around(action, perform) for action, perform in actions.items()},
@@ -209,7 +208,7 @@ class Agent:
             self._journal.forget()
 
     def check(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
-        wanted = facts["facts"]
+        wanted = dialect.check_source(facts["facts"])
         self._name = str(wanted.get("name", ""))
         self._peer = str(wanted.get("host", ""))
         findings = destination_findings(self.host, wanted)

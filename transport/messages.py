@@ -263,6 +263,14 @@ def fault_fields(fault: Exception, *, code: str = "") -> dict[str, Any]:
 
 def peer_fault(message: Message) -> TransportFault:
     """The exception for an ``abort`` or ``fault`` message."""
+    if message["code"] == "version_mismatch":
+        # Whichever end sees it first, it is one reason.
+        return VersionMismatch(
+            doing=message["doing"],
+            target=message["target"],
+            why=message["why"],
+            hint=message["hint"],
+        )
     return PeerFault(
         doing=message["doing"] or "working at",
         target=message["target"] or "the other host",

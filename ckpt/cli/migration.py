@@ -26,7 +26,7 @@ from ckpt.ops.forecast import LAZY_RISK
 from ckpt.ops.host import Host
 from ckpt.ops.report import Report
 from ckpt.ops.wishes import Wishes
-from runtime.errors import RuntimeFault, SystemFault, TimedOut
+from runtime.errors import BadInput, RuntimeFault, SystemFault, TimedOut
 
 
 @command("migrate")
@@ -37,6 +37,11 @@ from runtime.errors import RuntimeFault, SystemFault, TimedOut
 )
 @copying_options(downtime=Limits().max_downtime, stays="move")
 @bandwidth_option("Bytes per second for memory (warm): 100m.")
+@click.option(
+    "--pre-copy",
+    is_flag=True,
+    help="With --mode lazy: copy the memory once before it moves; what it writes meanwhile follows.",
+)
 @click.option(
     "--dry-run", is_flag=True, help="Only preflight: what would refuse it, and nothing is touched."
 )
@@ -67,6 +72,7 @@ def migrate(
     mode: str,
     limits: Limits,
     bandwidth: str | None,
+    pre_copy: bool,
     dry_run: bool,
     timeout: float | None,
     lanes: tuple[str, ...],
@@ -88,6 +94,13 @@ def migrate(
     ckpt migrate web root@other --report web.html
     """
     sys.setswitchinterval(SWITCH)
+    if pre_copy and mode != "lazy":
+        raise BadInput(
+            doing="reading",
+            target="--pre-copy",
+            why=f"it says how a lazy move begins, not one with --mode {mode}",
+            hint="--mode lazy",
+        )
     if mode == "lazy" and not as_json:
         click.echo(f"lazy: {LAZY_RISK}", err=True)
     with (
@@ -100,6 +113,7 @@ def migrate(
                 mode=mode,
                 limits=limits,
                 bandwidth=rate(bandwidth),
+                pre_copy=pre_copy,
                 lanes=lanes,
                 dry_run=dry_run,
             )

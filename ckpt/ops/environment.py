@@ -6,7 +6,7 @@ import os
 import platform
 from collections.abc import Mapping
 
-from ckpt import SOFTWARE
+from ckpt.ops import dialect
 from ckpt.ops.host import Host
 from runtime.errors import RuntimeFault
 from transport.errors import one_line
@@ -21,7 +21,7 @@ def environment(host: Host) -> dict[str, str]:
         criu = f"none: {fault.why}"
     return {
         "host": os.uname().nodename,
-        "ckpt": SOFTWARE,
+        "ckpt": dialect.software(),
         "CRIU": criu,
         "kernel": platform.release(),
         "processor": f"{os.cpu_count()} x {platform.machine()}",

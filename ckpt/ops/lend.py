@@ -18,10 +18,11 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ckpt.ops.carry import Carrier, Check, has_memory, number_of
+from ckpt.ops.carry import Carrier, Check, Task, has_memory, number_of
 from ckpt.ops.convergence import Limits
 from runtime.errors import NotFound, RuntimeFault
 from runtime.pagesource.read import TaskReader
@@ -29,7 +30,7 @@ from runtime.pagesource.send import PageSender
 from runtime.pagesource.serve import PageServing
 from runtime.pagesource.wire import parse_extents
 from runtime.tracking import population
-from runtime.tracking.ranges import merged
+from runtime.tracking.ranges import Range, common, merged, size, without
 from transport.errors import TransportFault
 from transport.lanes import LaneWriter
 
@@ -42,28 +43,57 @@ log = logging.getLogger(__name__)
 
 class Debt(Carrier):
     """In place of a carrier that copies: CRIU is to see nothing of the pages either, and none is sent; settle() says
-    which there are."""
+    which there are. With copy_once() before the freeze, what isn't written after it is there already, and not owed."""
 
     def __init__(self, sender: PageSender, pids: Callable[[], list[int]]) -> None:
         super().__init__(sender, pids, limits=Limits())
         self.sender = sender
         self.size = 0
         """Bytes that the destination will ask for."""
+        self._stale: dict[int, list[Range]] | None = None
+        """What was written since copy_once()."""
+
+    def copy_once(self, check: Check) -> None:
+        """All of the memory while it runs still."""
+        began = time.monotonic()
+        self._tracker.start(self._pids())
+        found = self._look()
+        self._send(found, check)
+        self._sender.flush()
+        self.rest, self.rest_s = sum(map(size, found.values())), time.monotonic() - began
+        self.why = "what is written after one round follows when it runs there"
+        self._stale = {}
 
     def last(self, check: Check) -> None:
+        if self._stale is not None:
+            self._stale = self._look(frozen=True)
         for pid in self._pids():
             self._task(pid)
 
     def settle(self, check: Check) -> None:
-        for pid in self._pids():
+        alive = set(self._pids())
+        for pid, task in self._tasks.items():
+            if pid not in alive and task.sent:
+                self._sender.ended(task.number)
+        for pid in alive:
             task = self._task(pid)
             with population.opened(pid) as pagemap:
                 there = population.populated(pagemap, merged([*task.hidden, *task.fetch]))
-            self.sender.owe(task.number, there)
-            self.size += sum(end - start for start, end in there)
+            if gone := without(task.sent, there):
+                self._forget(task, gone)
+            owed = without(there, self._as_sent(pid, task))
+            self.sender.owe(task.number, owed)
+            self.size += size(owed)
         self.sender.mark()
         self.sender.flush()
         self.marks += 1
+
+    def _as_sent(self, pid: int, task: Task) -> list[Range]:
+        """What is surely as the destination has it: sent, watched up to the freeze, and not written."""
+        if self._stale is None or pid not in self._stale:
+            return []
+        watched = merged((vma.start, vma.end) for vma in self._tracker.vmas(pid))
+        return without(common(task.sent, watched), merged(self._stale[pid]))
 
 
 class Lending:

@@ -22,8 +22,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ckpt import FEATURES, SOFTWARE
-from ckpt.ops import bringup, heal, lifecycle, stops, telling, volumes
+from ckpt.ops import bringup, dialect, heal, lifecycle, stops, telling, volumes
 from ckpt.ops.departure import Departure
 from ckpt.ops.environment import checked
 from ckpt.ops.forecast import Way
@@ -139,7 +138,7 @@ class Migration:
         self._reconnects = 0
         self._phase_ns = self.report.timeline.began_ns
         self._current = "connect"
-        self._machine = Source(identity, greet(SOFTWARE, FEATURES))
+        self._machine = Source(identity, greet(dialect.software(), dialect.FEATURES))
 
     def _converse(self, link: FrameLink | None) -> Conversation:
         actions: dict[Action, stops.Perform] = {
@@ -196,7 +195,7 @@ class Migration:
             if self._journal is None:
                 raise
             log.debug("going on from the journal", exc_info=True)
-            self._machine = Source(self.report.id, greet(SOFTWARE, FEATURES))
+            self._machine = Source(self.report.id, greet(dialect.software(), dialect.FEATURES))
             self._stopped = self._stopped or fault
             finish = self._converse(None).run(Restored(self._journal.reread()))
             return finish if finish.cause else Finish(finish.outcome, fault)
@@ -249,7 +248,7 @@ class Migration:
         self._journal = journal
         self.report.id = journal.entry.id
         self.report.mode = str(journal.entry.facts.get("mode", self.report.mode))
-        self._machine = Source(journal.entry.id, greet(SOFTWARE, FEATURES))
+        self._machine = Source(journal.entry.id, greet(dialect.software(), dialect.FEATURES))
 
     def conclude(self, state: State) -> tuple[Outcome, Exception | None]:
         """Recovery: from the journal's STATE to the end."""
@@ -332,11 +331,13 @@ class Migration:
             self._journal.forget()
 
     def check(self, facts: Facts, stop: threading.Event) -> dict[str, Any]:
+        dialect.check_destination(facts)
+        self._choose(dialect.why_no_mode(facts, self.report.mode))
         self.container.require("running", doing="migrating")
         pids = self.host.cgroup(self.container).pids()
         self._facts = source_facts(self.host, self.container, pids)
         self.report.environment[HERE] = self._facts["environment"]
-        self.report.findings = source_findings(self.host, self.container, pids)
+        self.report.findings += source_findings(self.host, self.container, pids)
         use = MemoryUse(self._facts["memory"], self._facts["forked"])
         if self.report.mode != "cold" or self._wishes.dry_run:
             # Only then: looking compiles something, the first time.
@@ -348,27 +349,30 @@ class Migration:
             raise self._refusal()
         if self.report.mode != "cold":
             self._facts["memory"] += use.forked
+        self._facts["needs"] = dialect.needs(self.report.mode)
         self._there.compare_clocks()
         self.report.clock_error_ns = self._there.clock_error_ns
         return {"mode": self.report.mode, "facts": self._facts}
 
     def _choose(self, why_not_warm: str) -> None:
-        """Warm unless somebody has a reason against it: then cold, or a refusal if a mode was asked for by name.
+        """Warm unless somebody has a reason against it: then cold, or a refusal if that isn't what was asked for.
 
         Lazy is made of the same parts.
         """
         if self.report.mode == "cold" or not why_not_warm:
             return
-        if self._wishes.mode != "auto":
+        wish = self._wishes.mode
+        if wish != "auto" or self._wishes.limits.must_converge:
+            what = f"mode {wish}" if wish != "auto" else "--abort-if-not-converging"
             self.report.findings = [
                 *self.report.findings,
-                {"what": f"mode {self._wishes.mode}", "why": why_not_warm, "hint": "--mode cold"},
+                {"what": what, "why": why_not_warm, "hint": "--mode cold"},
             ]
         self.report.mode = "cold"
         self.report.mode_why = why_not_warm
 
     def sync(self, facts: Facts, stop: threading.Event) -> None:
-        theirs = facts["facts"]
+        theirs = dialect.check_answer(facts["facts"])
         self.report.environment[THERE] = checked(theirs.get("environment"))
         self._choose(str(theirs.get("not_warm", "")))
         self.report.findings += clashing_volumes(
@@ -415,12 +419,13 @@ class Migration:
             self._phase("files", "memory")
             self._memory.copy(self._departure, self._going, self._between_rounds)
         elif self._lazy:
-            self._memory.leave(self._departure)
+            self._phase("files", "memory")
+            self._memory.leave(self._departure, self._going)
         self._departure.warm_up()
         self._there.await_readiness(stop)
         # It may be gone by the time that this failed, if it does.
         self._there.hear_arrivals(self.report.timeline)
-        self._phase("memory" if self.report.mode == "warm" else "files", "dump")
+        self._phase("files" if self.report.mode == "cold" else "memory", "dump")
 
     def _foresee(self, layers: int, not_warm: str) -> None:
         """What it will cost: the container is watched, and a lane tried."""

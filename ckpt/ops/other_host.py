@@ -8,7 +8,7 @@ import threading
 import time
 from typing import Any
 
-from ckpt import FEATURES, SOFTWARE
+from ckpt.ops import dialect
 from ckpt.ops.host import Host
 from ckpt.ops.hosts import Registry
 from ckpt.ops.timeline import Timeline
@@ -28,6 +28,8 @@ ASKING = 30.0
 HEARING = 2.0
 """Seconds that it may take to tell what is only for the report."""
 CLOCK_ASKS = 5
+TRYING = 10.0
+"""Seconds of asking again, where what can't be asked counts as gone."""
 
 
 class OtherHost:
@@ -139,7 +141,14 @@ class OtherHost:
 
 
 def peer_state(host: Host, target: str, identity: str) -> State | None:
-    """What TARGET's journal of migration IDENTITY says; None if it can't be asked."""
+    """What TARGET's journal of migration IDENTITY says; None if it can't be asked, though it was tried a few times."""
+    until = time.monotonic() + TRYING
+    while (state := _ask_state(host, target, identity)) is None and time.monotonic() < until:
+        time.sleep(0.5)
+    return state
+
+
+def _ask_state(host: Host, target: str, identity: str) -> State | None:
     try:
         with contextlib.ExitStack() as stack:
             hosts = Registry(host)
@@ -147,7 +156,7 @@ def peer_state(host: Host, target: str, identity: str) -> State | None:
             stack.callback(session.close)
             link = FrameLink(session.open_command([*hosts.command(target), "agent"]))
             stack.callback(link.close)
-            link.send(greet(SOFTWARE, FEATURES))
+            link.send(greet(dialect.software(), dialect.FEATURES))
             until = time.monotonic() + ASKING
             while time.monotonic() < until:
                 heard = link.recv(ASKING)

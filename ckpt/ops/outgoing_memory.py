@@ -98,10 +98,15 @@ class OutgoingMemory:
                 hint="try again when they have ended, or --mode cold", retry=True,
             )  # fmt: skip
 
-    def leave(self, departure: Departure) -> None:
-        """It stays here until it is asked for."""
-        self.carrier = self._stack.enter_context(Debt(PageSender(self._lanes[0].fd), self._pids))
-        departure.leave_memory_to(self.carrier)
+    def leave(self, departure: Departure, check: Check) -> None:
+        """It stays here until it is asked for; all of it, or what is written after a first round."""
+        sender = PageSender(self._lanes[0].fd, rate=self._wishes.bandwidth)
+        self.carrier = debt = self._stack.enter_context(Debt(sender, self._pids))
+        departure.leave_memory_to(debt)
+        if self._wishes.pre_copy:
+            self._report.tracker = debt.tracker
+            with telling.rounds(self._report, debt):
+                debt.copy_once(check)
 
     # ---- once it is dumped
 

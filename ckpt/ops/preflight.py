@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ckpt import SOFTWARE
-from ckpt.ops import hooks, places, volumes
+from ckpt.ops import dialect, hooks, places, volumes
 from ckpt.ops.environment import environment
 from ckpt.ops.host import Host
 from ckpt.ops.memory_use import memory_use
@@ -92,7 +91,7 @@ def checks(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[dict[str, 
         return f"{count / (1 << 20):.0f} MiB"
 
     rows = [
-        ("ckpt", SOFTWARE, there.get("software", "?")),
+        ("ckpt", dialect.software(), there.get("software", "?")),
         ("kernel", here["kernel"], there.get("kernel", "?")),
         ("CRIU", here["criu"], there.get("criu", "?")),
         ("processor", here["arch"], there.get("arch", "?")),
@@ -327,7 +326,7 @@ def destination_facts(host: Host, facts: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "missing_layers": _missing(host, facts),
         "volumes": volumes_here(host, facts),
-        "software": SOFTWARE,
+        "software": dialect.software(),
         "environment": environment(host),
         "arch": platform.machine(),
         "kernel": platform.release(),

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from ckpt.ops import dialect
 from tests import needs
 from tests.e2e.migrate.world import World, opened, refused
 from tests.lab import Lab
+from transport.messages import PROTOCOL_VERSION
 
 pytestmark = [
     needs.root, needs.criu, needs.sshd, needs.netns, needs.bridge, needs.veth, needs.tool("cc"),
@@ -79,19 +81,30 @@ def test_a_host_without_ckpt(resting: World, tmp_path: Path) -> None:
     assert "install ckpt there" in line
 
 
-def test_a_host_whose_ckpt_speaks_another_version(resting: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("version", "features", "why"),
+    [
+        (99, [*dialect.FEATURES], "it speaks protocol 99"),
+        (PROTOCOL_VERSION, ["cold", "warm", "lazy"], f"it lacks {dialect.CONTENTS}"),
+    ],
+    ids=["exchange", "contents"],
+)
+def test_a_host_whose_ckpt_speaks_another_version(
+    resting: World, tmp_path: Path, version: int, features: list[str], why: str
+) -> None:
+    hello = {"type": "hello", "version": version, "features": features, "software": "ckpt 0.1.0"}
     other = tmp_path / "agent"
     other.write_text(
         f"#!{sys.executable}\n"
         "import sys, struct, msgpack\n"
-        "data = msgpack.packb({'type': 'hello', 'version': 99, 'features': [], 'software': 'ckpt 99'})\n"
+        f"data = msgpack.packb({hello})\n"
         "sys.stdout.buffer.write(struct.pack('>I', len(data)) + data)\n"
         "sys.stdout.buffer.flush()\n"
         "sys.stdin.buffer.read()\n"
     )
     other.chmod(0o755)
     line = refused(resting, 35, env={"CKPT_REMOTE": str(other)})
-    assert "install the same version" in line
+    assert why in line and "install the same version" in line
 
 
 def test_a_host_whose_ckpt_says_nonsense(resting: World, tmp_path: Path) -> None:

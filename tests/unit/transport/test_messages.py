@@ -123,6 +123,13 @@ def test_a_fault_keeps_its_meaning_across_the_wire() -> None:
     )
 
 
+def test_a_version_that_the_peer_refuses_is_the_same_reason_as_one_that_is_refused_here() -> None:
+    fault = VersionMismatch(doing="a", target="b", why="c", hint="d")
+    there = peer_fault(make("abort", **fault_fields(fault)))
+    assert isinstance(there, VersionMismatch)
+    assert str(there) == str(fault)
+
+
 def test_the_lines_of_a_log_and_its_place_cross_the_wire_with_the_fault() -> None:
     fault = TransportFault(doing="a", target="b", why="c")
     fault.lines = ("(00.1) Error: \x1b[31mbad", *["more"] * 100)  # type: ignore[attr-defined]
