@@ -180,6 +180,9 @@ def hold(monitor: Monitor, client: Client, request: Request) -> None:
     if monitor.restoring is None:
         client.answer(error="nothing is being restored")
         return
+    if not monitor.restoring.alive():
+        client.answer(error="CRIU has ended")
+        return
     monitor.restoring.held = True
     client.answer(ok=True)
 

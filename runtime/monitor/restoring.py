@@ -112,6 +112,12 @@ class Restoring:
         self.waits = False
         os.write(self._answer, b"%d\n" % status)
 
+    def alive(self) -> bool:
+        """Whether CRIU is. Its end may be known to the kernel, and not to us yet."""
+        return bool(self.criu_pid) and not os.waitid(
+            os.P_PID, self.criu_pid, os.WEXITED | os.WNOHANG | os.WNOWAIT
+        )
+
     def starter_gone(self) -> None:
         if self.waits and not self.held:
             self.verdict(1)

@@ -80,6 +80,8 @@ def test_criu_killed_at_the_destination(world: World, point: str) -> None:
         eventually("CRIU restores", lambda: criu_of(world.b, "restore"))
         for pid in criu_of(world.b, "restore"):
             kill(pid)
+        # Before it is said to be prepared: who dies later has been heard.
+        eventually("CRIU is dead", lambda: not criu_of(world.b, "restore"))
         world.go_on(point)
     else:
         world.go_on(point)
