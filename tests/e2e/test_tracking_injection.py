@@ -144,6 +144,7 @@ def test_an_injector_killed_at_any_step_leaves_the_program_unharmed(checking):
     wait_for_rounds(checking, 2)
 
 
+@pytest.mark.timeout(120 + KILLS // 4)
 def test_injectors_killed_at_random_leave_the_program_unharmed(checking):
     """Half of them at any moment, half just after they reach for the thread, which they hold for half a millisecond."""
     reading, writing = os.pipe()
