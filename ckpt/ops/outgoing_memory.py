@@ -101,7 +101,8 @@ class OutgoingMemory:
     def leave(self, departure: Departure, check: Check) -> None:
         """It stays here until it is asked for; all of it, or what is written after a first round."""
         sender = PageSender(self._lanes[0].fd, rate=self._wishes.bandwidth)
-        self.carrier = debt = self._stack.enter_context(Debt(sender, self._pids))
+        self.carrier = debt = Debt(sender, self._pids)
+        self._stack.enter_context(debt)
         departure.leave_memory_to(debt)
         if self._wishes.pre_copy:
             self._report.tracker = debt.tracker

@@ -12,7 +12,8 @@ from ckpt.ops.observe import SECONDS
 class Wishes:
     """mode: auto, warm, cold or lazy. bandwidth: bytes per second for memory. lanes: kinds allowed, () for all.
 
-    pre_copy: in a lazy move, copy the memory once before. dry_run: only preflight, and a forecast from so many seconds of watching.
+    pre_copy: in a lazy move, copy the memory once before. dry_run: only preflight, and a forecast from so many seconds
+    of watching.
     """
 
     mode: str = "auto"
