@@ -26,8 +26,9 @@ Small letters are journal entries, CAPITALS are actions that the caller carries 
 Why no interleaving gives two running copies
     The decision is one durable record in the source's journal, and nobody else decides.  The
     source writes ``committed`` only after ``prepared`` arrived, sends ``go`` only after that
-    record is on disk and its tasks are dead, and the destination runs only after ``go``.  The
-    source resumes only from a state before ``committed`` and writes ``aborted`` first.
+    record is on disk and its tasks stand still for good, and the destination runs only after
+    ``go``.  The source resumes only from a state before ``committed`` and writes ``aborted``
+    first.
 
 Why none gives no copy at all
     A destination that said ``prepared`` doesn't discard by itself: only the source's own word
@@ -42,12 +43,13 @@ What the caller owes to make this true
     - one owner per journal: a lock that dies with its holder;
     - RESUME, BURY, RELEASE, DISCARD and CLEAN may come twice and may find their work done; RESUME
       and DISCARD first stop whatever other action is under way;
-    - between the ``committed`` record and BURY's end, the source's tasks stay frozen even if the
-      migrating process dies: hold them by something that outlives it;
+    - from the ``committed`` record to their death the source's tasks stay frozen even if the
+      migrating process dies: hold them by something that outlives it.  BURY may kill them, or
+      leave that to CLEAN, for which nobody waits;
     - what is prepared at the destination outlives the agent: hold it likewise.
 
-A lazy move is this exchange, with a BURY that leaves the tasks held as above, for the pages in
-them, a RELEASE that is done when every page has arrived, and a CLEAN that kills them.
+A lazy move is this exchange, with a RELEASE that is done when every page has arrived; until then
+the tasks are held, for the pages in them.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ class Landing:
         """All pages are here, or noted as still to come: the pager may answer, and goes on without us from now on."""
         assert self.pager is not None
         for task in self.store:
-            self.pager.pages(task, self.store[task])
+            self.pager.pages(task, self.store[task], known=True)
         self.pager.complete()
 
     def check_restored(self) -> None:

@@ -44,6 +44,7 @@ from ckpt.ops.preflight import (
 from ckpt.ops.probe import probe
 from ckpt.ops.report import Report
 from ckpt.ops.timeline import HERE, THERE, Sampler
+from ckpt.ops.whole import wait_whole
 from ckpt.ops.wishes import NONE, Wishes
 from images.bundle_stream import StreamWriter
 from runtime.container.record import Container
@@ -334,6 +335,7 @@ class Migration:
         dialect.check_destination(facts)
         self._choose(dialect.why_no_mode(facts, self.report.mode))
         self.container.require("running", doing="migrating")
+        wait_whole(self.container, self._going)
         pids = self.host.cgroup(self.container).pids()
         self._facts = source_facts(self.host, self.container, pids)
         self.report.environment[HERE] = self._facts["environment"]
@@ -496,23 +498,18 @@ class Migration:
             heal.release(self.host, self.container)
 
     def bury(self, facts: Facts, stop: threading.Event) -> None:
+        """Frozen and unplugged they stay. They die in clean(): that takes time, and then nobody waits for it."""
         self._phase("restore", "go")
         self.report.timeline.moment("it is decided: it runs there")
-        if self._lazy:
-            self._begin_holding()
-        else:
-            self._end_tasks()
-
-    def _begin_holding(self) -> None:
-        """Lazy: frozen and unplugged, our tasks are the other host's store of pages, for as long as it takes."""
-        # The link's own heartbeat tells when nobody is there.
-        self._there.conversed.peer_timeout = FOR_EVER
         if self._departure is not None:
             self._departure.keep_held()
-        self._memory.lend()
+        if self._lazy:
+            # Our tasks are the other host's store of pages, for as long as it takes.
+            # The link's own heartbeat tells when nobody is there.
+            self._there.conversed.peer_timeout = FOR_EVER
+            self._memory.lend()
 
     def _end_tasks(self) -> None:
-        self.report.timeline.moment("the source's tasks are killed")
         if self._departure is None:
             # Another process began this; its CRIU is gone, the freezer holds the tasks.
             bury_held(self.host, self.container)
@@ -523,13 +520,12 @@ class Migration:
         heal.thaw(self.host, self.container)  # a frozen task of v1 dies only when it thaws
         # They are dying: none will run another instruction. That their memory is freed is not waited for here.
         self._departure.wait_dying()
-        self.report.timeline.moment("none of the source's tasks will run again")
 
     def clean(self, facts: Facts, stop: threading.Event) -> None:
         at = int(facts.get("at", 0))
         if self._lazy:  # what is frozen here is of no use any more
             self._memory.lent(facts.get("facts", {}))
-            self._end_tasks()
+        self._end_tasks()
         if self._departure is not None and at:
             frozen = self._departure.times["frozen"]
             self.report.downtime_ns = at - self._there.clock_offset_ns - frozen

@@ -19,6 +19,7 @@ from ckpt.ops import volumes
 from ckpt.ops.carry import has_memory
 from ckpt.ops.host import Host
 from ckpt.ops.leftover import Content, look
+from ckpt.ops.whole import wait_whole
 from ckpt.ops.writing import Curve, Interval, curve, size_of
 from runtime import launch
 from runtime.container.record import Container
@@ -75,6 +76,7 @@ def observe(
     host: Host, container: Container, seconds: float = SECONDS, check: Check = lambda share: None
 ) -> Observed:
     """Look for SECONDS. Raises RuntimeFault when it can't be looked at."""
+    wait_whole(container, lambda: check(0.0))
     cgroup = host.cgroup(container)
     trees = [str(container.paths.upper)]
     trees += [one.directory(container) for one in launch.tmpfs_of(container)]

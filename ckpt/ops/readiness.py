@@ -13,6 +13,7 @@ from pathlib import Path
 from ckpt.ops.host import Host
 from ckpt.ops.preflight import tree_size
 from ckpt.ops.trees import tmpfs_bytes
+from ckpt.ops.whole import wait_whole
 from images.errors import NoSpace
 from runtime.container.record import Container
 from runtime.criu.obstacles import Obstacle, obstacles
@@ -37,6 +38,7 @@ class Forecast:
 def forecast(host: Host, container: Container) -> Forecast:
     """Look, and touch nothing. Raises WrongState, and NotFound or Unsupported for CRIU."""
     container.require("running", doing="dumping")
+    wait_whole(container)
     assert host.criu  # looked up now, since looking raises
     pids = host.cgroup(container).pids()
     space = os.statvfs(host.store.directory)

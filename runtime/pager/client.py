@@ -102,13 +102,21 @@ class Pager:
         """Leave it alone: it goes on if it has its orders, and ends if it hasn't."""
         self._control.close()
 
-    def pages(self, task: int, pages: TaskPages) -> None:
+    def pages(self, task: int, pages: TaskPages, *, known: bool = False) -> None:
         """The pages of a task are in this memfd; more may be written to it until complete(), and what is owed after.
 
-        Task: the process id as the container sees it. Raises RuntimeFault, as do all of these.
+        Task: the process id as the container sees it. KNOWN: `pages.known` is all that is there, and nothing more will
+        be written; else the pager looks itself. Raises RuntimeFault, as do all of these.
         """
-        fds = [pages.fd] if pages.owed is None else [pages.fd, pages.owed.fd]
-        self._ask({"op": "pages", "task": task}, fds)
+        with contextlib.ExitStack() as stack:
+            fds = {"pages": pages.fd}
+            if pages.owed is not None:
+                fds["owed"] = pages.owed.fd
+            if known:
+                fds["runs"] = os.memfd_create("ckpt-runs", os.MFD_CLOEXEC)
+                stack.callback(os.close, fds["runs"])
+                pages.known.save(fds["runs"])
+            self._ask({"op": "pages", "task": task, "fds": list(fds)}, list(fds.values()))
 
     def complete(self) -> Status:
         """All pages are in the memfds, or noted as still to come: answer faults from now on."""

@@ -6,6 +6,8 @@ at start + shift, where they were at the dump: shift is 0 until the task moves m
 
 from __future__ import annotations
 
+import os
+from array import array
 from bisect import bisect_right
 
 TYPE_CHECKING = False  # importing typing costs the pager milliseconds
@@ -35,6 +37,20 @@ class Pending:
     def size(self) -> int:
         """Bytes."""
         return sum(self._ends) - sum(self._starts)
+
+    def save(self, fd: int) -> None:
+        """Write the ranges, without their shifts, into an empty file."""
+        with open(fd, "wb", closefd=False) as file:
+            for part in (self._starts, self._ends):
+                array("Q", part).tofile(file)
+
+    @classmethod
+    def load(cls, fd: int) -> Pending:
+        """What was saved there."""
+        both = array("Q", os.pread(fd, os.fstat(fd).st_size, 0)).tolist()
+        made, half = cls(), len(both) // 2
+        made._starts, made._ends, made._shifts = both[:half], both[half:], [0] * half
+        return made
 
     def copy(self) -> Pending:
         """For a forked child."""

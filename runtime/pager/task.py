@@ -55,10 +55,15 @@ class Task:
         self._cursor = 0
         self._most = CHUNK
 
-    def begin(self, pages: TaskPages | None) -> None:
-        """All its pages are in the cache now."""
+    def begin(self, pages: TaskPages | None, known: Pending | None = None) -> None:
+        """All its pages are in the cache now. KNOWN: where, if somebody knows."""
         self.pages = pages
-        self.pending = Pending(_runs(pages) if pages is not None else ())
+        if pages is None:
+            self.pending = Pending()
+        elif known is not None and pages.owed is None:
+            self.pending = known.copy()
+        else:
+            self.pending = Pending(_runs(pages))
 
     @property
     def done(self) -> bool:
@@ -86,22 +91,41 @@ class Task:
             self.ended = True
 
     def drop_homeless(self) -> None:
-        """Before anything runs: what is still to come must have a place as well. Adds to `dropped` what hasn't.
+        """Before anything runs: whatever is to come must have a place. Adds to `dropped` what hasn't.
 
-        A copy from where nothing is fails with EFAULT, but with ENOENT before that where nothing is registered.
+        A copy from where nothing is fails with EFAULT, but with ENOENT before that where not one registered mapping
+        reaches from the first page to the last. So many ranges in one mapping are asked about at once, and mappings
+        are found by halves.
         """
-        ranges = self.pending.ranges() if self.pages is not None and self.pages.owed else []
-        while ranges:
-            start, end, _ = ranges.pop()
-            error = uffd.copy(self.fd, start, _NOWHERE, end - start)[1]
-            if error not in (errno.ENOENT, errno.EINVAL):
+        ranges = [(start, end) for start, end, _ in self.pending.ranges()]
+        rest = [(0, len(ranges))] if ranges else []
+        while rest:
+            first, last = rest.pop()
+            start, end = ranges[first][0], ranges[last - 1][1]
+            if self._has_place(start, end):
+                continue
+            if last - first > 1:
+                half = (first + last) // 2
+                rest += [(first, half), (half, last)]
+            else:
+                self._drop_homeless(start, end)
+
+    def _drop_homeless(self, start: int, end: int) -> None:
+        rest = [(start, end)]
+        while rest:
+            start, end = rest.pop()
+            if self._has_place(start, end):
                 continue
             if end - start == PAGE:
                 self.pending.remove(start, end)
                 self.dropped += PAGE
             else:
                 half = start + (end - start) // PAGE // 2 * PAGE
-                ranges += [(start, half, 0), (half, end, 0)]
+                rest += [(start, half), (half, end)]
+
+    def _has_place(self, start: int, end: int) -> bool:
+        error = uffd.copy(self.fd, start, _NOWHERE, end - start)[1]
+        return error not in (errno.ENOENT, errno.EINVAL)
 
     def fault(self, address: int) -> None:
         """Place the page at ADDRESS and some behind it."""

@@ -28,6 +28,7 @@ import time
 from runtime.pagecache.store import Owed, TaskPages
 from runtime.pager import uffd
 from runtime.pager.journal import Journal, Kind
+from runtime.pager.pending import Pending
 from runtime.pager.task import PAGE, Task
 
 FINISHED = 0x52535446
@@ -38,6 +39,9 @@ _PAUSE = 0.02
 _MAX_ORDER = 4096
 _MAX_WORD = 1 << 18
 FETCHERS = "pager.socket"
+HEAD_START = 32 << 20
+"""Bytes that are placed before the tasks run: a small container has all of its memory then. More would take processor
+time from those who are about to let them run."""
 _LOOK = 500
 """Milliseconds after which a task whose pages are all still to come is looked at: nobody tells when it dies."""
 
@@ -62,6 +66,7 @@ class Worker:
         self.awaited = 0
         self._criu: socket.socket | None = None
         self._cache: dict[int, TaskPages] = {}
+        self._known: dict[int, Pending] = {}
         self._tasks: dict[int, Task] = {}  # by userfaultfd
         self._held: list[tuple[Task, int]] = []
         self.complete = False
@@ -109,11 +114,11 @@ class Worker:
             self.fork_events &= bool(uffd.features(fd) & uffd.FEATURE_EVENT_FORK)
             self._watch(fd)
             if self.complete:
-                task.begin(self._cache.get(number))
+                self._begin(task)
         elif kind is Kind.COMPLETE:
             self.complete = True
             for task in self._tasks.values():
-                task.begin(self._cache.get(task.number))
+                self._begin(task)
         elif kind is Kind.FILL:
             self.filling = True
         elif kind is Kind.FINISHED:
@@ -125,6 +130,9 @@ class Worker:
             self._poller.unregister(self._control)
         elif kind is Kind.EVENT and fd in self._tasks:
             self._event(self._tasks[fd], message)
+
+    def _begin(self, task: Task) -> None:
+        task.begin(self._cache.get(task.number), self._known.get(task.number))
 
     def _event(self, task: Task, message: bytes) -> None:
         event, first, second, third = uffd.MESSAGE.unpack(message)
@@ -140,7 +148,7 @@ class Worker:
 
     def run(self) -> None:
         while not self._ended():
-            may_fill = self.complete and (self.filling or self.finished)
+            may_fill = self.complete and (self.finished or (self.filling and self._early))
             busy = may_fill and any(task.busy for task in self._tasks.values())
             again = any(task.again for task in self._tasks.values())
             starved = any(task.starved and not task.done for task in self._tasks.values())
@@ -166,6 +174,11 @@ class Worker:
             return False
         # Without CRIU, and with nobody to start one, there is nothing to wait for.
         return self._all_filled()
+
+    @property
+    def _early(self) -> bool:
+        """Whether to fill on before the tasks run."""
+        return sum(task.placed for task in self._tasks.values()) < HEAD_START
 
     def _all_filled(self) -> bool:
         return all(task.done for task in self._tasks.values())
@@ -334,7 +347,7 @@ class Worker:
 
     def _order(self) -> None:
         try:
-            data, fds, _, _ = socket.recv_fds(self._control, _MAX_ORDER, 2)
+            data, fds, _, _ = socket.recv_fds(self._control, _MAX_ORDER, 3)
         except OSError:
             data, fds = b"", []
         if not data:
@@ -342,9 +355,14 @@ class Worker:
             return
         order = json.loads(data)
         if order["op"] == "pages":
-            if len(fds) > 1:
-                self._record(Kind.OWED, fds[1], order["task"])
-            self._record(Kind.PAGES, fds[0], order["task"])
+            named = dict(zip(order["fds"], fds, strict=True))
+            if "owed" in named:
+                self._record(Kind.OWED, named["owed"], order["task"])
+            self._record(Kind.PAGES, named["pages"], order["task"])
+            if "runs" in named:
+                # Not on record: when a worker after us begins, some are placed and gone from there already.
+                self._known[order["task"]] = Pending.load(named["runs"])
+                os.close(named["runs"])
         elif order["op"] == "complete":
             self._record(Kind.COMPLETE)
         elif order["op"] == "fill":

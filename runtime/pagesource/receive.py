@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from runtime.errors import BadInput, Conflict, RuntimeFault, SystemFault, TimedOut, from_os_error
 from runtime.memory_calls import IOV_MAX
-from runtime.pagecache.store import PageStore
+from runtime.pagecache.store import PageStore, TaskPages
 from runtime.pagesource import wire
 from runtime.pagesource.send import STALL
 from runtime.pagesource.wire import PAGE, Counts, Encoding, Head, Kind, Mark
@@ -119,7 +119,12 @@ class PageReceiver:
         self.counts.pages += count
         if head.encoding is Encoding.PLAIN and pages.owed is None:
             self._read_into(places)
-            return
+        else:
+            self._copy_into(places, head, size)
+        for start, end in runs:
+            pages.hold(start, end)
+
+    def _copy_into(self, places: Sequence[memoryview], head: Head, size: int) -> None:
         plain = self._read(head.payload)
         if head.encoding is not Encoding.PLAIN:
             plain = self._unpacked(plain, size)
@@ -148,20 +153,21 @@ class PageReceiver:
             if same.source_task not in self._store:
                 raise _bad(f"a reference to task {same.source_task}")
             if same.start != end or len(places) >= IOV_MAX // 2:
-                self._write(target.fd, places, begin)
+                self._write(target, places, begin)
                 places, begin = [], same.start
             size = same.end - same.start
             places += self._store[same.source_task].views(same.source, same.source + size)
             end = same.end
             self.counts.same += size // PAGE
-        self._write(target.fd, places, begin)
+        self._write(target, places, begin)
 
-    def _write(self, fd: int, places: Sequence[memoryview], start: int) -> None:
+    def _write(self, pages: TaskPages, places: Sequence[memoryview], start: int) -> None:
         size = sum(map(len, places))
         if places:
             self._require_room(size)
-            if os.pwritev(fd, places, start) != size:
+            if os.pwritev(pages.fd, places, start) != size:
                 raise SystemFault(doing="keeping", target="pages", why="no memory left")
+            pages.hold(start, start + size)
 
     def _require_room(self, size: int) -> None:
         if not self._store.room(size):

@@ -76,6 +76,19 @@ def test_a_program_that_writes_all_the_time_moves_there_and_back(world: World, l
     assert load.wrong_pages(world.a) == 0
 
 
+def test_a_move_right_after_a_move_waits_for_the_memory_of_the_first(
+    world: World, load: Load
+) -> None:
+    load.start(256, 4)
+    world.migrate("--mode", "warm")
+    # Most of its memory isn't in place yet, and could be neither tracked nor counted.
+    found = report(world.migrate("--mode", "warm", "--json", source=world.b))
+    assert found["rounds"][0]["bytes"] >= 256 << 20
+    assert found["bytes"]["memory_frozen"] < 64 << 20
+    load.ticks_on()
+    assert load.wrong_pages(world.a) == 0
+
+
 def test_the_measured_downtime_is_the_program_s_own(world: World, load: Load) -> None:
     load.start(16, 1)
     since = time.time_ns()

@@ -16,10 +16,11 @@ from blake3 import blake3
 from ckpt.ops.memory_use import memory_use
 from runtime.errors import BadInput, Conflict, RuntimeFault, SystemFault
 from runtime.pagecache.store import PageStore
+from runtime.pager.pending import Pending
 from runtime.pagesource import wire
 from runtime.pagesource.compress import PROBE_EVERY, Chooser, better_compressed
 from runtime.pagesource.condense import Condenser
-from runtime.pagesource.read import Buffer, TaskReader, batches
+from runtime.pagesource.read import Buffer, TaskReader, batches, joined
 from runtime.pagesource.receive import PageReceiver
 from runtime.pagesource.send import PageSender
 from runtime.pagesource.wire import PAGE, Kind
@@ -154,6 +155,34 @@ def test_zeros_take_no_memory_and_become_holes(store: PageStore) -> None:
         move.background(lambda: move.sender.send(1, reader, [memory.run(3, 4)]))
         assert list(store[1].runs()) == [memory.run(9, 10)]
         assert store.size == PAGE
+
+
+def test_what_is_known_of_the_pages_is_what_the_file_has(store: PageStore) -> None:
+    memory = Memory(300)
+    chance = random.Random(8)
+    with TaskReader(ME) as reader, Move(store) as move:
+        for _ in range(12):
+            for page in chance.sample(range(300), 90):
+                memory.put(
+                    page, chance.choice([bytes(PAGE), b"equal" * 819, chance.randbytes(PAGE)])
+                )
+            first, last = sorted(chance.sample(range(301), 2))
+            runs = (
+                [memory.run(0, first), memory.run(first, last)] if first else [memory.run(0, last)]
+            )
+            move.background(lambda runs=runs: move.sender.send(1, reader, runs))  # type: ignore[misc]
+            gone = chance.randrange(290)
+            move.background(lambda gone=gone: move.sender.gone(1, [memory.run(gone, gone + 7)]))  # type: ignore[misc]
+            known = [(start, end) for start, end, _ in store[1].known.ranges()]
+            assert joined(known) == list(store[1].runs())
+
+
+def test_ranges_are_handed_over_in_a_file() -> None:
+    known = Pending([(PAGE, 2 * PAGE), (5 * PAGE, 1 << 47)])
+    fd = os.memfd_create("runs")
+    known.save(fd)
+    assert Pending.load(fd).ranges() == known.ranges()
+    os.close(fd)
 
 
 def test_what_is_not_mapped_any_more_is_forgotten(store: PageStore) -> None:
