@@ -271,7 +271,8 @@ class Departure:
     def freeze_and_dump(self, target: Target, *, check: Callable[[], None] = lambda: None) -> None:
         """Freeze, and put the images and the last file changes into TARGET. Tasks stay frozen.
 
-        CHECK is called now and then; what it raises ends the dump, and the container runs on.
+        If a carrier carries to another host, its settle() is next. CHECK is called now and then; what it raises ends
+        the dump, and the container runs on.
         """
         self.warm_up()
         capture = self._capture
@@ -351,8 +352,6 @@ class Departure:
         if self._whole:
             self.held = sink.held
             return
-        if self._carrier is not None:
-            self._carrier.settle(checked)
         put_held(target, sink.held)
 
     # ---- the verdict

@@ -480,6 +480,9 @@ class Migration:
             self._departure.freeze_and_dump(self._writer, check=lambda: self._dumping(stop))
             self.report.bytes_images = self._writer.size - before
             self._writer.end()
+            # The restore begins with the end of the images, and comes to the pages much later.
+            if self._memory.carrier is not None:
+                self._memory.carrier.settle(lambda: self._dumping(stop))
         self._phase("dump", "restore")
         self.report.bytes_total = self._writer.size
         return {"summary": {"bytes": self._writer.size, **self._memory.dumped()}}
