@@ -20,6 +20,8 @@ Restore (Serve)::
     1 byte + write end of a pipe ────────▶ reader.move(pipe) while the pipe takes bytes
     reads, closes early if it likes ─────▶ EPIPE is normal
 
+With the answer may go a descriptor (along), for a CRIU that was taught to take it.
+
 Several of CRIU's processes share the one socket during a restore, each with its own open pipe, and
 they wait for one another: a streamer that filled one pipe after the other would deadlock. So both
 sides are loops over a selector.
@@ -46,9 +48,9 @@ from images.criu_wire import (
     CAPTURE_SOCKET,
     SERVE_SOCKET,
     Listener,
-    build_reply,
     receive_pipe,
     receive_request,
+    send_reply,
 )
 from images.errors import Cancelled, Stalled
 from images.moving import STALL, Mover, available, enlarge_pipe
@@ -205,6 +207,10 @@ class Capture:
         self._open.clear()
 
 
+Along = Callable[[str], int | None]
+"""Asked for each image that there is: a descriptor for CRIU, or None. It may wait, and everything waits with it."""
+
+
 @dataclass(frozen=True, slots=True)
 class ServeReport:
     """What a restore asked for. asked: (name, existed) in order; size: bytes given."""
@@ -230,6 +236,7 @@ class _Service:
     peer: socket.socket
     selector: selectors.BaseSelector
     mover: Mover
+    along: Along
     open: dict[int, _Outgoing] = field(default_factory=dict)
     asked: list[tuple[str, bool]] = field(default_factory=list)
     waiting_for: str | None = None
@@ -253,6 +260,7 @@ class Serve:
         stall: float = STALL,
         cancel_fd: int | None = None,
         on_file: Callable[[str, bool], None] | None = None,
+        along: Along = lambda name: None,
     ) -> ServeReport:
         """Answer CRIU until it closes the socket and has read or closed every pipe.
 
@@ -267,7 +275,7 @@ class Serve:
         with mover, selectors.DefaultSelector() as selector, contextlib.ExitStack() as stack:
             stack.callback(self._listener.close)
             peer = stack.enter_context(self._listener.accept(mover))
-            state = _Service(source, peer, selector, mover)
+            state = _Service(source, peer, selector, mover, along)
             stack.callback(_close_all, state)
             selector.register(peer, selectors.EVENT_READ)
             if cancel_fd is not None:
@@ -318,7 +326,7 @@ def _answer(state: _Service, name: str, on_file: Callable[[str, bool], None] | N
         return
     state.waiting_for = None
     try:
-        state.mover.write_all(state.peer.fileno(), build_reply(reader is not None))
+        send_reply(state.peer, state.mover, reader is not None, _along(state, name, reader))
         state.asked.append((name, reader is not None))
         if on_file is not None:
             on_file(name, reader is not None)
@@ -333,6 +341,10 @@ def _answer(state: _Service, name: str, on_file: Callable[[str, bool], None] | N
     os.set_blocking(fd, False)
     enlarge_pipe(fd)
     state.selector.register(fd, selectors.EVENT_WRITE)
+
+
+def _along(state: _Service, name: str, reader: Reader | None) -> int | None:
+    return state.along(name) if reader is not None else None
 
 
 def _give(state: _Service, outgoing: _Outgoing) -> None:

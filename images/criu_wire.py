@@ -172,6 +172,19 @@ def receive_request(peer: socket.socket, mover: Mover) -> str | None:
     return name
 
 
+def send_reply(peer: socket.socket, mover: Mover, exists: bool, along: int | None) -> None:
+    """The answer to a request; with the descriptor ALONG, if there is one."""
+    reply = build_reply(exists)
+    done = 0
+    if along is not None:
+        mover.wait(peer.fileno(), select.POLLOUT)
+        try:
+            done = socket.send_fds(peer, [reply], [along])
+        except OSError as error:
+            raise os_fault(error, doing=mover.doing, target=mover.target) from error
+    mover.write_all(peer.fileno(), reply[done:])
+
+
 def receive_pipe(peer: socket.socket, mover: Mover) -> int:
     """The pipe end that follows a request; the caller closes it."""
     mover.wait(peer.fileno(), select.POLLIN)

@@ -28,7 +28,7 @@ from ckpt.ops.landing import Landing
 from ckpt.ops.late import Late
 from ckpt.ops.processor import lacking
 from ckpt.ops.volume_arrival import ArrivingVolumes, keep_volumes
-from images.criu_stream import Serve
+from images.criu_stream import Along, Serve
 from images.image_file import build_image, parse_image, rehearse
 from images.manifest import Manifest
 from images.parts import Sink
@@ -289,11 +289,19 @@ class Arrival:
         self.around = self._stack.enter_context(
             bring_up(self.host, container, restore=plan, tmpfs=self.tmpfs, limits=False)
         )
+        checked = self._checker(check)
+        if landing is not None:
+            landing.charge_to(self.around.cgroup)
+
+        def along(image: str) -> int | None:
+            if landing is None:
+                return None
+            return landing.along(image, container.record.id_base or 0, check)
+
         self._server = threading.Thread(
-            target=self._serve, args=(serve, source), name="serve", daemon=True
+            target=self._serve, args=(serve, source, along), name="serve", daemon=True
         )
         self._server.start()
-        checked = self._checker(check)
         try:
             with _lazily(landing is not None and bool(container.record.id_base)):
                 self.restorer.started(self.around.control)
@@ -310,7 +318,7 @@ class Arrival:
             fault.log = self.host.keep_log(fault.log, f"{self.name}-restore")
             raise
         if landing is not None:
-            landing.check_restored()
+            landing.check_restored(self.around.cgroup.pids)
         self._carry_on()
         self.times["prepared"] = time.time_ns()
 
@@ -327,9 +335,9 @@ class Arrival:
         self.late.carry_on(self.around.control)
         affinity.apply(self.around.cgroup.pids(), self.late.affinity)
 
-    def _serve(self, serve: Serve, source: Source) -> None:
+    def _serve(self, serve: Serve, source: Source, along: Along) -> None:
         try:
-            serve.run(source)
+            serve.run(source, along=along)
         except BaseException as error:
             self._faults.append(error)
 

@@ -12,6 +12,7 @@ CRIU leaves nothing to us, and what is not to be carried is seen when the checkp
 A page travels under the process id that the container knows, since that is what CRIU's images and the restored tasks
 have. At the end the destination holds exactly the populated pages of the hidden ranges: what is hidden and did not
 arrive is zeros, and what arrived and is not hidden (a mapping that went away meanwhile) is taken back by settle().
+What processes share goes the same way, object by object (carry_shared.py).
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
+from ckpt.ops.carry_shared import SharedCarrier
 from ckpt.ops.convergence import Limits, Next, Round, decide
 from images.lazy_entries import plan_lazy
 from images.pages import build_page_map, parse_page_map
@@ -61,10 +64,13 @@ class Carrier:
         pids: Callable[[], list[int]],
         *,
         limits: Limits,
+        shared: SharedCarrier | None = None,
         on_round: Callable[[int], None] = lambda written: None,
         on_new: Callable[[list[int]], None] = lambda pids: None,
     ) -> None:
-        """ON_NEW: called with all processes when there are new ones between two rounds; may raise to end it."""
+        """SHARED: carries what processes share, over the same lane; closed at the end. Without it that is left to CRIU.
+
+        ON_NEW: called with all processes when there are new ones between two rounds; may raise to end it."""
         self._all_pids = pids
         self._on_new = on_new
         self._limits = limits
@@ -74,6 +80,7 @@ class Carrier:
         self._lock = threading.Lock()
         self._tracker = choose.best(is_candidate)
         self._sender = sink
+        self._shared = shared
         self.tracker = self._tracker.name
         self.done: list[Round] = []
         self.why = ""
@@ -95,6 +102,8 @@ class Carrier:
         self._sender.close()
         for task in self._tasks.values():
             task.reader.close()
+        if self._shared is not None:
+            self._shared.close()
 
     @property
     def written(self) -> int:
@@ -120,6 +129,8 @@ class Carrier:
             check()
             found = self._look()
             dirty = sum(map(size, found.values()))
+            if self._shared is not None:
+                dirty += self._shared.look()
             decision = decide(self.done, dirty, self._limits)
             if decision.next is Next.GIVE_UP:
                 raise NotConverging(
@@ -128,6 +139,8 @@ class Carrier:
                 )  # fmt: skip
             began = time.monotonic()
             self._send(found, check)
+            if self._shared is not None:
+                self._shared.send(check)
             self._sender.flush()
             if decision.next is Next.FREEZE:
                 self.why, self.rest = decision.why, dirty
@@ -227,9 +240,18 @@ class Carrier:
         self._task(pid).hidden = carryable(pid)
         return self._task(pid).hidden
 
+    def hide_shared(self, device: int, inode: int) -> bool:
+        """The same, for memory that processes share."""
+        return self._shared is not None and self._shared.hide(device, inode)
+
     def last(self, check: Check) -> None:
         """The tasks are frozen: what was written since the last round."""
-        self.last_bytes = self._send(self._look(frozen=True), check, quick=True)
+        with ThreadPoolExecutor(1, "shared memory") as beside:
+            looked = beside.submit(self._shared.look, frozen=True) if self._shared else None
+            self.last_bytes = self._send(self._look(frozen=True), check, quick=True)
+            if looked is not None and self._shared is not None:
+                looked.result()
+                self.last_bytes += self._shared.send(check, quick=True)
         self.last_ns = time.time_ns()
 
     def rewrite(self, number: int, data: bytes) -> bytes:
@@ -258,6 +280,8 @@ class Carrier:
             stray = without(task.sent, merged([*task.hidden, *task.fetch]))
             if stray:
                 self._forget(task, stray)
+        if self._shared is not None:
+            self._shared.settle()
         self._sender.mark()
         self._sender.flush()
         self.marks += 1

@@ -252,7 +252,9 @@ class Departure:
         rehearse()  # for the page maps
         self._carrier = carrier
         self._whole = whole
-        veil = self._veils.enter_context(Veil(carrier.hide, self.host.paths.programs))
+        veil = self._veils.enter_context(
+            Veil(carrier.hide, self.host.paths.programs, carrier.hide_shared)
+        )
         server = None
         if not whole:
             server = self._veils.enter_context(PageServer(self.host.criu.version))

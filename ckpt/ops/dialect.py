@@ -21,9 +21,11 @@ from ckpt.ops.elsewhere import far
 from transport.errors import ProtocolFault, VersionMismatch, one_line
 from transport.messages import check_greeting
 
-CONTENTS = "contents-1"
+CONTENTS = "contents-2"
+_BEFORE = ["contents-1"]
+"""Without what processes share (SHARED among the page records)."""
 MODES = ("cold", "warm", "lazy")
-FEATURES = [CONTENTS, *MODES]
+FEATURES = [CONTENTS, *_BEFORE, *MODES]
 """What this build understands. An older number stays in the list as long as its contents are understood."""
 Facts = Mapping[str, Any]
 

@@ -10,11 +10,12 @@ and 1024 MiB, 10 pages a millisecond). Other machines differ; what grows most (p
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ckpt.ops.convergence import Course, Limits, Next, Round, expect
+from ckpt.ops.leftover import IN_ROUNDS
 from ckpt.ops.observe import Observed
 from runtime.pagesource.compress import better_compressed
 
@@ -37,6 +38,8 @@ ROUNDS = 0.75
 0.85 of it."""
 DUMP_RATE = 900e6
 """Bytes per second that CRIU dumps and restores, pages touched for the first time."""
+LOOKING = 4e9
+"""Bytes of shared memory per second that a look compares, with two processors: 3 to 7 GB/s for each."""
 ROUND_TRIPS = 2.5
 """Between the hosts in the frozen window: sent and received, prepared and go, half of running."""
 OVERHEAD = 0.01
@@ -142,8 +145,9 @@ def warm(at: Circumstances) -> Prediction:
     if reason := at.against or at.not_warm:
         return Prediction("warm", False, reason)
     seen, way = at.observed, at.way
+    shared = seen.content.shared
     course = expect(
-        seen.content.carried,
+        seen.content.carried + shared,
         seen.writing,
         way.pace,
         at.limits,
@@ -152,13 +156,18 @@ def warm(at: Circumstances) -> Prediction:
     )
     if course.decision.next is Next.GIVE_UP:
         return Prediction("warm", False, course.decision.why, course.rounds)
+    looking = shared / LOOKING
+    # The last look before the freeze takes its time, too.
+    last = min(shared, int(seen.shared_rate * (SETTLING + looking)))
     window = [
         *_fixed(at),
         Part("page tables of what was carried", PER_BYTE * seen.content.carried),
         Part("pages written last", course.last / way.pace, course.last),
-        *_left(at),
+        Part("a look at shared memory", looking),
+        Part("shared memory written last", last / way.pace, last),
+        *_left(at, without=IN_ROUNDS),
     ]
-    left = sum(one.size for one in seen.content.left)
+    left = sum(one.size for one in seen.content.left) - shared + last
     return Prediction(
         "warm",
         True,
@@ -247,8 +256,9 @@ def _fixed(at: Circumstances) -> list[Part]:
     ]
 
 
-def _left(at: Circumstances) -> list[Part]:
-    return [Part(one.what, one.size / _dumped(at), one.size) for one in at.observed.content.left]
+def _left(at: Circumstances, without: Collection[str] = ()) -> list[Part]:
+    left = [one for one in at.observed.content.left if one.what not in without]
+    return [Part(one.what, one.size / _dumped(at), one.size) for one in left]
 
 
 def _worth(parts: list[Part]) -> tuple[Part, ...]:

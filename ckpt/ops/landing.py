@@ -3,26 +3,33 @@
 Pages come on a lane of their own while the container still runs at the source, and are kept by process and address. At
 the source's last mark, when every page is here and counts and digest agree, they are handed to a pager, a process that
 outlives us: it gives the restored tasks the pages that they touch, and fills in the rest behind their back.
+
+What processes share lies in memfds that are as the tasks are to have them, and CRIU takes those instead of its own (see
+runtime/veil/handover.c).
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ckpt.ops.host import Host
 from runtime import cgroups, proc
 from runtime.errors import RuntimeFault, SystemFault, Unsupported
+from runtime.pagecache.charge import Charger
 from runtime.pagecache.store import PageStore
 from runtime.pager.client import Pager
 from runtime.pagesource.receive import PageReceiver
 from runtime.pagesource.send import STALL
 from runtime.pagesource.wire import Range
+from runtime.shared.find import missing
 
 _TICK = 0.05
+_SHARED = re.compile(r"pagemap-shmem-(\d+)\.img")
 
 
 class Intake:
@@ -82,10 +89,16 @@ class Landing:
     """FD: the lane, which it doesn't close. LIMIT: bytes of memory that may be taken. Close it."""
 
     def __init__(self, fd: int, *, limit: int, lazy: bool = False) -> None:
-        self.store = PageStore(limit=limit)
+        self._charger = Charger()
+        self.store = PageStore(limit=limit, charger=self._charger)
         self.intake = Intake(fd, self.store, lazy=lazy)
         self.wait_marks = self.intake.wait_marks
+        self._handed_over = threading.Event()
         self.pager: Pager | None = None
+
+    def charge_to(self, cgroup: cgroups.Cgroup) -> None:
+        """What processes share will be memory of this cgroup; it waits for this. Until hand_over()."""
+        self._charger.begin(cgroup.add)
 
     # ---- the pager
 
@@ -99,13 +112,44 @@ class Landing:
     def hand_over(self) -> None:
         """All pages are here, or noted as still to come: the pager may answer, and goes on without us from now on."""
         assert self.pager is not None
+        self._charger.end()
         for task in self.store:
-            self.pager.pages(task, self.store[task], known=True)
+            if task in self.store.shared:
+                self.store[task].let_go()  # it may be about to be sealed against writing
+            else:
+                self.pager.pages(task, self.store[task], known=True)
         self.pager.complete()
+        self._handed_over.set()
 
-    def check_restored(self) -> None:
-        """CRIU has restored everything, and nothing has run: every page must have a place. Raises SystemFault."""
+    def along(self, image: str, owner: int, check: Callable[[], None]) -> int | None:
+        """For images.criu_stream.Serve: the memfd that CRIU is to have when it asks for the content of one.
+
+        Waits until all pages are here: only then is it known which objects are carried to the end. OWNER: the
+        container's root; CRIU gives the memfd the owner that it had. CHECK may raise to end it.
+        """
+        found = _SHARED.fullmatch(image)
+        if found is None:
+            return None
+        while not self._handed_over.wait(_TICK):
+            check()
+        for number, inode in self.store.shared.items():
+            if inode == int(found[1]):
+                os.fchown(self.store[number].fd, owner, owner)
+                return self.store[number].fd
+        return None
+
+    def check_restored(self, pids: Callable[[], Iterable[int]]) -> None:
+        """CRIU has restored everything, and nothing has run: every page must have a place. PIDS: the restored tasks.
+
+        Raises SystemFault.
+        """
         assert self.pager is not None
+        shared = {os.fstat(self.store[number].fd).st_ino for number in self.store.shared}
+        if missing(shared, pids()):
+            raise SystemFault(
+                doing="placing", target="the shared memory of the container",
+                why="CRIU did not take what came",
+            )  # fmt: skip
         status = self.pager.fill()
         if status.trouble or status.dropped:
             raise SystemFault(
@@ -124,6 +168,7 @@ class Landing:
         if self.pager is not None:
             with contextlib.suppress(RuntimeFault):
                 self.pager.close()
+        self._charger.end()
         self.intake.close()
         self.store.close()
 

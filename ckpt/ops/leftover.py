@@ -1,7 +1,7 @@
-"""The memory of a container that doesn't travel while it runs: CRIU dumps it in the frozen window.
+"""The memory of a container that isn't private and anonymous, kind by kind, for a forecast.
 
-Rounds carry private anonymous memory (runtime/veil/carry.py). What is left is small in most programs, and all there is
-to a program whose data lies in shared memory; so a forecast names it, kind by kind.
+A warm move's rounds carry private anonymous memory (runtime/veil/carry.py) and what processes share (runtime/shared).
+The rest is small in most programs; CRIU dumps it in the frozen window, and in every other mode all that is named here.
 """
 
 from __future__ import annotations
@@ -22,10 +22,13 @@ from runtime.veil.carry import carryable
 
 SHARED = "shared memory"
 MEMFD = "memfd"
+SYSTEM_V = "System V and huge shared memory"
 FILES = "private file mappings"
 STACKS = "stacks of main threads"
 LOCKED = "locked and special memory"
 TMPFS = "files in memory (tmpfs)"
+IN_ROUNDS = frozenset({SHARED, MEMFD})
+"""What a warm move copies while the container runs."""
 
 _FILE = 1 << 61  # of a pagemap entry: a file's page, or shared anonymous (proc_pid_pagemap(5))
 _HERE = pagemap.PRESENT | pagemap.SWAPPED
@@ -41,12 +44,17 @@ class Leftover:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """Of all processes. carried: bytes that rounds can copy; mappings: how many there are."""
+    """Of all processes. carried: bytes of private memory that rounds can copy; mappings: how many there are."""
 
     tasks: int
     mappings: int
     carried: int
     left: tuple[Leftover, ...]
+
+    @property
+    def shared(self) -> int:
+        """Bytes of LEFT that a warm move copies while the container runs."""
+        return sum(one.size for one in self.left if one.what in IN_ROUNDS)
 
 
 def look(pids: Iterable[int], external: Iterable[str] = ()) -> Content:
@@ -99,8 +107,10 @@ def _kind(name: str) -> str:
     """Of a shared mapping; "" for one of a file, which travels with the files."""
     if name.startswith("/memfd:"):
         return MEMFD
-    if name.startswith(("/dev/zero", "/SYSV", "/anon_hugepage")):
+    if name.startswith("/dev/zero"):
         return SHARED
+    if name.startswith(("/SYSV", "/anon_hugepage")):
+        return SYSTEM_V
     return ""
 
 

@@ -19,6 +19,7 @@ from ckpt.ops import volumes
 from ckpt.ops.carry import has_memory
 from ckpt.ops.host import Host
 from ckpt.ops.leftover import Content, look
+from ckpt.ops.observe_shared import SharedWriting
 from ckpt.ops.whole import wait_whole
 from ckpt.ops.writing import Curve, Interval, curve, size_of
 from runtime import launch
@@ -60,7 +61,8 @@ class Sample:
 @dataclass(frozen=True, slots=True)
 class Observed:
     """content: of the memory; writing: bytes of carried memory by time; scan_s: a walk over its files; files_rate:
-    bytes per second that change in them; untracked: why the memory of processes counts as written all the time."""
+    bytes per second that change in them; shared_rate: the same, of memory that processes share; untracked: why the
+    memory of processes counts as written all the time."""
 
     seconds: float
     tracker: str
@@ -70,6 +72,7 @@ class Observed:
     scan_s: float = 0.0
     files_rate: float = 0.0
     untracked: tuple[str, ...] = ()
+    shared_rate: float = 0.0
 
 
 def observe(
@@ -84,18 +87,20 @@ def observe(
     external = [point for point, _ in launch.external_points(container)]
     content = look(cgroup.pids(), external)
     before = list(map(snapshot, trees))
-    tracker = choose.best(is_candidate)
-    try:
-        watch = _Watch(tracker, lambda: [pid for pid in cgroup.pids() if has_memory(pid)])
-        began = time.monotonic()
-        watch.look()
-        sample = watch.sample()
-        shorts = watch.intervals(SHORT, SHORTS, lambda n: check(0.0))
-        left = max(1, round((seconds - (time.monotonic() - began)) / LONG))
-        longs = watch.intervals(LONG, left, lambda n: check(n / left))
-        untracked = watch.untracked()
-    finally:
-        tracker.stop()
+    began = time.monotonic()
+    with SharedWriting(cgroup.pids, host.paths.programs) as shared:
+        tracker = choose.best(is_candidate)
+        try:
+            watch = _Watch(tracker, lambda: [pid for pid in cgroup.pids() if has_memory(pid)])
+            watch.look()
+            sample = watch.sample()
+            shorts = watch.intervals(SHORT, SHORTS, lambda n: check(0.0))
+            shared_rate = shared.rate()
+            left = max(1, round((seconds - (time.monotonic() - began)) / LONG))
+            longs = watch.intervals(LONG, left, lambda n: check(n / left))
+            untracked = watch.untracked()
+        finally:
+            tracker.stop()
     walk = time.monotonic()
     after = list(map(snapshot, trees))
     now = time.monotonic()
@@ -109,6 +114,7 @@ def observe(
         files_rate=sum(diff(*both).data_bytes for both in zip(before, after, strict=True))
         / (now - began),
         untracked=untracked,
+        shared_rate=shared_rate,
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from ckpt.ops import telling
 from ckpt.ops.carry import Carrier, Check
+from ckpt.ops.carry_shared import SharedCarrier
 from ckpt.ops.departure import Departure
 from ckpt.ops.host import Host
 from ckpt.ops.lend import TOPIC, Debt, Lending
@@ -76,11 +77,13 @@ class OutgoingMemory:
             round_ended()
             between()
 
+        sender = PageSender(self._lanes[0].fd, rate=self._wishes.bandwidth)
         self.carrier = self._stack.enter_context(
             Carrier(
-                PageSender(self._lanes[0].fd, rate=self._wishes.bandwidth),
+                sender,
                 self._pids,
                 limits=self._wishes.limits,
+                shared=SharedCarrier(sender, self._pids, self._host.paths.programs),
                 on_round=ended,
                 on_new=self._look_at_forks,
             )

@@ -23,6 +23,7 @@ from runtime.criu import failures, options
 from runtime.criu.binary import Criu, netfilter
 from runtime.criu.hooks import Asked, script
 from runtime.errors import RuntimeFault, SystemFault, TimedOut
+from runtime.veil import handover
 
 HOOKS = ["setup-namespaces", "post-restore", "post-resume"]
 
@@ -71,14 +72,16 @@ class Restorer:
             pidfile=str(self._work / "pid"),
             own_network=self._own_network,
         )
+        libraries = [netfilter(self._programs)]
         if self._lazy:  # a pager listens in the same directory
             argv.append("--lazy-pages")
+            libraries.append(handover.library(self._programs))
         return {
             "argv": [*argv, *script(self._programs)],
             "hooks": HOOKS if stop_early else HOOKS[1:],
             "env": {
                 "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
-                "LD_PRELOAD": str(netfilter(self._programs)),
+                "LD_PRELOAD": ":".join(map(str, libraries)),
             },
             "output": str(self._work / "criu.out"),
             "pidfile": str(self._work / "pid"),

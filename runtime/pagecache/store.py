@@ -8,6 +8,9 @@ can be handed to another process (the pager), and is not lost with this one.
 Pages that are still to come (lazy moves) are noted in a second sparse memfd, a byte a page: see Owed. Content comes
 before the note is taken away, so who sees no note may take the page.
 
+What tasks share with each other (anonymous shared memory, memfds) is kept in the same way, with offsets in place of
+addresses, but in a memfd that is made as the restored tasks are to have it: it becomes theirs, and nothing is copied.
+
 Bytes get into it through windows of 1 GiB, mapped when first needed: a record's pages are read from the lane directly
 to where they belong. A window is address space only.
 """
@@ -24,6 +27,8 @@ from runtime.pager.pending import Pending
 TYPE_CHECKING = False  # importing typing costs the pager milliseconds
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from runtime.pagecache.charge import Charger
 
 PAGE = 4096
 WINDOW = 1 << 30
@@ -109,8 +114,7 @@ class TaskPages:
 
     def close(self) -> None:
         """Give back the descriptor and the windows; views that are still in use keep theirs."""
-        self._windows.clear()
-        self._bases.clear()
+        self.let_go()
         os.close(self.fd)
         if self.owed is not None:
             os.close(self.owed.fd)
@@ -125,6 +129,11 @@ class TaskPages:
         """These pages have come: what is to be known of them is in the memfd."""
         if self.owed is not None:
             self.owed.remove(start, end)
+
+    def let_go(self) -> None:
+        """Unmap what was mapped to get bytes into it; who still has views keeps theirs."""
+        self._windows.clear()
+        self._bases.clear()
 
     def _window(self, number: int) -> memoryview:
         view = self._windows.get(number)
@@ -194,9 +203,13 @@ class PageStore:
     Use as a context manager. limit: bytes of memory that all tasks together may have (see room()).
     """
 
-    def __init__(self, *, limit: int | None = None) -> None:
+    def __init__(self, *, limit: int | None = None, charger: Charger | None = None) -> None:
+        """CHARGER: allocates what is shared, for the cgroup that is to have it."""
         self.limit = limit
+        self._charger = charger
         self._tasks: dict[int, TaskPages] = {}
+        self.shared: dict[int, int] = {}
+        """Those numbers that are shared objects, and the inode that each has at the source."""
         self._added = 0
         self._known = 0
 
@@ -210,6 +223,7 @@ class PageStore:
         for pages in self._tasks.values():
             pages.close()
         self._tasks.clear()
+        self.shared.clear()
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._tasks)
@@ -227,6 +241,27 @@ class PageStore:
             pages = self._tasks[task] = TaskPages()
         return pages
 
+    def share(self, number: int, inode: int, name: bytes, *, sealable: bool) -> None:
+        """A place for the shared object NUMBER: a memfd of that NAME. Raises OSError."""
+        flags = os.MFD_CLOEXEC | (os.MFD_ALLOW_SEALING if sealable else 0)
+        fd = os.memfd_create(os.fsdecode(name), flags)
+        os.ftruncate(fd, ADDRESS_END)
+        self.adopt(number, TaskPages(fd))
+        self.shared[number] = inode
+
+    def expect(self, task: int, runs: Sequence[tuple[int, int]]) -> None:
+        """These pages are about to be written. Raises RuntimeFault."""
+        if self._charger is not None and task in self.shared:
+            self._charger.allocate(self[task].fd, runs)
+
+    def forget(self, task: int, runs: Sequence[tuple[int, int]]) -> None:
+        """These pages are zeros, or not there any more."""
+        pages = self[task]
+        for start, end in runs:
+            pages.forget(start, end)
+        if self._charger is not None and task in self.shared:
+            self._charger.given_back(pages.fd, runs)
+
     def adopt(self, task: int, pages: TaskPages) -> None:
         """Pages whose memfds came from another process."""
         self.drop(task)
@@ -234,6 +269,7 @@ class PageStore:
 
     def drop(self, task: int) -> None:
         """The task has ended: give its pages back."""
+        self.shared.pop(task, None)
         pages = self._tasks.pop(task, None)
         if pages is not None:
             pages.close()

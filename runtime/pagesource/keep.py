@@ -14,7 +14,7 @@ from runtime.errors import SystemFault
 from runtime.pagecache.file import PageFile
 from runtime.pagesource import wire
 from runtime.pagesource.condense import Condenser
-from runtime.pagesource.read import Buffer, Place, Range, TaskReader, batches, joined
+from runtime.pagesource.read import Buffer, PageReader, Place, Range, batches, joined
 from runtime.pagesource.sink import Took
 from runtime.pagesource.wire import PAGE
 
@@ -57,7 +57,7 @@ class PageKeeper:
     def send(
         self,
         task: int,
-        reader: TaskReader,
+        reader: PageReader,
         runs: Iterable[Range],
         *,
         quick: bool = False,

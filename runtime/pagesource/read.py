@@ -13,7 +13,7 @@ import errno
 import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from runtime.errors import NotFound, from_os_error
 from runtime.memory_calls import IOV_MAX, process_vm_readv
@@ -68,6 +68,19 @@ def batches(runs: Iterable[Range], size: int) -> Iterator[list[Range]]:
         yield batch
 
 
+class PageReader(Protocol):
+    """What pages are read from: a task's memory (TaskReader), or what tasks share (runtime/shared/follow.py)."""
+
+    @property
+    def target(self) -> str:
+        """What messages call it."""
+
+    def read(
+        self, batch: Sequence[Range], buffer: Buffer | Place
+    ) -> tuple[list[Range], list[Range]]:
+        """As TaskReader.read."""
+
+
 class TaskReader:
     """The memory of process PID (host's id), running or not. Use as a context manager.
 
@@ -76,6 +89,7 @@ class TaskReader:
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
+        self.target = f"process {pid}"
         self._memory = self._open("mem")
 
     def __enter__(self) -> TaskReader:

@@ -16,7 +16,7 @@ from blake3 import blake3
 
 from runtime.errors import BadInput, Conflict, RuntimeFault, SystemFault, TimedOut, from_os_error
 from runtime.memory_calls import IOV_MAX
-from runtime.pagecache.store import PageStore, TaskPages
+from runtime.pagecache.store import PageStore
 from runtime.pagesource import wire
 from runtime.pagesource.send import STALL
 from runtime.pagesource.wire import PAGE, Counts, Encoding, Head, Kind, Mark
@@ -62,6 +62,9 @@ class PageReceiver:
             self.counts.records += 1
             if head.kind is Kind.MARK:
                 return self._mark(head, before)
+            if head.kind is Kind.SHARED:
+                self._share(head)
+                continue
             entries = self._read(head.entries_size) if head.entries else b""
             try:
                 self._carry_out(head, entries)
@@ -79,12 +82,28 @@ class PageReceiver:
             )  # fmt: skip
         return mark
 
+    def _share(self, head: Head) -> None:
+        shared = wire.parse_shared(self._read(head.payload))
+        if head.task < wire.SHARED_FROM or head.task in self._store:
+            raise _bad(f"a shared object with the number {head.task}")
+        self._require_place()
+        try:
+            self._store.share(head.task, shared.inode, shared.name, sealable=shared.sealable)
+        except OSError as error:
+            raise from_os_error(error, doing="keeping", target="pages") from error
+
+    def _require_place(self) -> None:
+        if len(self._store) >= MAX_TASKS:
+            raise _bad(f"more than {MAX_TASKS} tasks")
+
     def _carry_out(self, head: Head, entries: bytes) -> None:
         if head.kind is Kind.ENDED:
             self._store.drop(head.task)
             return
-        if head.task not in self._store and len(self._store) >= MAX_TASKS:
-            raise _bad(f"more than {MAX_TASKS} tasks")
+        if head.task not in self._store:
+            if head.task >= wire.SHARED_FROM:
+                raise _bad(f"pages of a shared object {head.task} that wasn't told of")
+            self._require_place()
         if head.kind is Kind.SAME:
             self._same(head.task, entries)
             return
@@ -98,8 +117,7 @@ class PageReceiver:
         if head.kind is Kind.PAGES:
             self._pages(head, runs, count)
         else:
-            for start, end in runs:
-                pages.forget(start, end)
+            self._store.forget(head.task, runs)
             if head.kind is Kind.ZEROS:
                 self.counts.zeros += count
             else:
@@ -114,6 +132,7 @@ class PageReceiver:
         if size > wire.MAX_PAYLOAD or (head.encoding is Encoding.PLAIN and size != head.payload):
             raise _bad(f"{head.payload} bytes for {count} pages")
         self._require_room(size)
+        self._store.expect(head.task, runs)
         pages = self._store[head.task]
         places = [view for start, end in runs for view in pages.views(start, end)]
         self.counts.pages += count
@@ -148,23 +167,24 @@ class PageReceiver:
         """Neighbours are written together: one call for each range of places, from wherever their equals lie."""
         places: list[memoryview] = []
         begin = end = 0
-        target = self._store[task]
         for same in wire.parse_same(entries):
             if same.source_task not in self._store:
                 raise _bad(f"a reference to task {same.source_task}")
             if same.start != end or len(places) >= IOV_MAX // 2:
-                self._write(target, places, begin)
+                self._write(task, places, begin)
                 places, begin = [], same.start
             size = same.end - same.start
             places += self._store[same.source_task].views(same.source, same.source + size)
             end = same.end
             self.counts.same += size // PAGE
-        self._write(target, places, begin)
+        self._write(task, places, begin)
 
-    def _write(self, pages: TaskPages, places: Sequence[memoryview], start: int) -> None:
+    def _write(self, task: int, places: Sequence[memoryview], start: int) -> None:
         size = sum(map(len, places))
         if places:
             self._require_room(size)
+            self._store.expect(task, [(start, start + size)])
+            pages = self._store[task]
             if os.pwritev(pages.fd, places, start) != size:
                 raise SystemFault(doing="keeping", target="pages", why="no memory left")
             pages.hold(start, start + size)

@@ -22,7 +22,7 @@ from runtime.memory_calls import IOV_MAX
 from runtime.pagesource import wire
 from runtime.pagesource.compress import Chooser
 from runtime.pagesource.condense import Condenser
-from runtime.pagesource.read import Buffer, Range, TaskReader, batches, joined
+from runtime.pagesource.read import Buffer, PageReader, Range, batches, joined
 from runtime.pagesource.sink import Took
 from runtime.pagesource.wire import PAGE, Counts, Encoding, Kind, Mark
 
@@ -98,7 +98,7 @@ class PageSender:
     def send(
         self,
         task: int,
-        reader: TaskReader,
+        reader: PageReader,
         runs: Iterable[Range],
         *,
         quick: bool = False,
@@ -125,7 +125,7 @@ class PageSender:
             if gone and whole:
                 self._free.put(buffer)
                 raise NotFound(
-                    doing="reading the memory of", target=f"process {reader.pid}",
+                    doing="reading the memory of", target=reader.target,
                     why=f"{gone[0][0]:#x} is not there any more",
                 )  # fmt: skip
             if gone:
@@ -150,6 +150,11 @@ class PageSender:
         """The task has gone with all its pages."""
         self._condenser.forget_task(task)
         self._put(Kind.ENDED, task, 0, b"")
+
+    def shared(self, number: int, shared: wire.Shared) -> None:
+        """NUMBER, which is SHARED_FROM or more, is a shared object from now on. Before anything else is told of it."""
+        data = wire.build_shared(shared)
+        self._record([wire.build_head(Kind.SHARED, number, 0, len(data)) + data], None)
 
     def mark(self) -> None:
         """Write a mark: the receiver's until_mark() returns there."""

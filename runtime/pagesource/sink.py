@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from runtime.pagesource.read import Range, TaskReader
+from runtime.pagesource.read import PageReader, Range
 
 Took = Callable[[Sequence[Range], memoryview], None]
 """Gets what was read: ranges, and their bytes one after the other, only lent; what follows them counts not."""
@@ -20,7 +20,7 @@ class PageSink(Protocol):
     def send(
         self,
         task: int,
-        reader: TaskReader,
+        reader: PageReader,
         runs: Iterable[Range],
         *,
         quick: bool = False,

@@ -9,6 +9,8 @@
     SAME     entries: extent, address, task; these pages are equal to those, as last told by an earlier record
     ENDED    no entries: the task has gone with all its pages
     OWED     entries: extents; these pages will come later, when they are asked for (lazy moves)
+    SHARED   no entries; payload: the inode at the source, whether it may be sealed, the name. From here on the task's
+             number is that of a shared object, whose pages have offsets in place of addresses
     MARK     no entries; payload: counts of all records so far and their digest
 
     extent   u64: address of the first page, with (pages - 1) in its lower 12 bits
@@ -30,6 +32,11 @@ PAGE = 4096
 HEAD = struct.Struct("<BBHIII")
 _SAME = struct.Struct("<QQI")
 _MARK = struct.Struct("<QQQQQ32s")
+_SHARED = struct.Struct("<IB")
+SHARED_FROM = 1 << 31
+"""Numbers of shared objects begin here: no process has such an id."""
+MAX_NAME = 249
+"""Bytes of a memfd's name (memfd_create(2))."""
 MAX_EXTENT = 4096
 """Pages: what 12 bits can say."""
 MAX_PAYLOAD = 1 << 20
@@ -48,6 +55,7 @@ class Kind(enum.IntEnum):
     ENDED = 5
     MARK = 6
     OWED = 7
+    SHARED = 8
 
 
 class Encoding(enum.IntEnum):
@@ -76,6 +84,15 @@ class Same:
     end: int
     source: int
     source_task: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """inode: at the source, by which CRIU's images name it; sealable: MFD_ALLOW_SEALING; name: of the memfd."""
+
+    inode: int
+    sealable: bool
+    name: bytes
 
 
 @dataclass(slots=True)
@@ -112,12 +129,14 @@ def parse_head(data: bytes) -> Head:
         raise _bad(f"a record of kind {kind}, encoding {encoding}") from None
     if zero or entries > MAX_ENTRIES or payload > MAX_PAYLOAD:
         raise _bad(f"a {head.kind.name} record of {entries} entries and {payload} bytes")
-    with_payload = head.kind in (Kind.PAGES, Kind.MARK)
-    with_entries = head.kind not in (Kind.ENDED, Kind.MARK)
+    with_payload = head.kind in (Kind.PAGES, Kind.MARK, Kind.SHARED)
+    with_entries = head.kind not in (Kind.ENDED, Kind.MARK, Kind.SHARED)
     if bool(payload) != with_payload or bool(entries) != with_entries:
         raise _bad(f"a {head.kind.name} record of {entries} entries and {payload} bytes")
     if head.kind is Kind.MARK and payload != _MARK.size:
         raise _bad(f"a mark of {payload} bytes")
+    if head.kind is Kind.SHARED and payload > _SHARED.size + MAX_NAME:
+        raise _bad(f"a name of {payload} bytes")
     if head.encoding is not Encoding.PLAIN and head.kind is not Kind.PAGES:
         raise _bad(f"an encoded {head.kind.name} record")
     return head
@@ -164,6 +183,21 @@ def parse_same(data: bytes) -> Iterator[Same]:
         if source % PAGE or source + end - start > _ADDRESS_END:
             raise _bad(f"pages at {source:#x}")
         yield Same(start, end, source, task)
+
+
+def build_shared(shared: Shared) -> bytes:
+    return _SHARED.pack(shared.inode, shared.sealable) + shared.name
+
+
+def parse_shared(data: bytes) -> Shared:
+    """Raises BadInput."""
+    if len(data) < _SHARED.size:
+        raise _bad(f"a shared object told in {len(data)} bytes")
+    inode, sealable = _SHARED.unpack_from(data)
+    name = data[_SHARED.size :]
+    if sealable > 1 or b"\0" in name:
+        raise _bad("a shared object that can't be")
+    return Shared(inode, bool(sealable), name)
 
 
 def build_mark(mark: Mark) -> bytes:

@@ -9,6 +9,7 @@ frozen already.
     veil.py      the caller's side: starting CRIU so, and answering what is hidden
     preload.c    inside CRIU
     carry.py     which memory may be hidden at all
+    handover.*   at the other end: a restoring CRIU takes shared memory that is there already
 
 A seccomp filter could do the same without a library. But a tracer under a filter may not suspend the filters of those
 it traces, and CRIU must: nearly every container has one.
@@ -17,8 +18,10 @@ What can go wrong, and then: the caller dies: the next question gets no answer, 
 the source resumes. The caller's `hide` fails: likewise. CRIU is never told a lie by accident: what is not hidden is
 scanned by the real ioctl.
 
-What must not be hidden: anything but anonymous private memory (a hidden page of a private file mapping would come back
-as the file's), and the stack of the first thread, which CRIU wants itself. See docs/warm.md.
+What processes share is hidden as a whole, object by object: CRIU looks for data in it with lseek(2).
+
+What must not be hidden of a process's own: anything but anonymous private memory (a hidden page of a private file
+mapping would come back as the file's), and the stack of the first thread, which CRIU wants itself. See docs/warm.md.
 
 Needs a kernel with PAGEMAP_SCAN (6.7). Without it CRIU reads /proc/PID/pagemap, past us: Unsupported.
 """

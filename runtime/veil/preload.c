@@ -1,8 +1,12 @@
-/* Preloaded into CRIU: its PAGEMAP_SCAN calls do not see the pages that we carry ourselves.
+/* Preloaded into CRIU: it does not see the pages that we carry ourselves.
  *
  * Interposes ioctl(2) of the C library. A scan for content of /proc/PID/pagemap is done in pieces, around the ranges
  * that are hidden for PID; everything else goes to the kernel as it is. What to hide is asked once per process, over
  * the socket $CKPT_VEIL_FD: we send its id (u32) and get a count (u32, all ones: refused) and pairs of u64.
+ *
+ * Interposes lseek(2) as well: memory that is shared (a memfd, or anonymous) is a file to CRIU, which asks where its data
+ * begins (SEEK_DATA). Of a file that we carry there is none. That is asked over the same socket: all ones (u32) in place
+ * of a process id, then device and inode (u64 each); the answer is 1 (hidden), 0, or all ones (refused).
  *
  * Not a seccomp filter, which could do the same from outside: a tracer under a filter may not suspend the filters of
  * those that it traces (PTRACE_O_SUSPEND_SECCOMP), and CRIU must, since containers have one.
@@ -17,6 +21,10 @@
 #define GUARD (1ul << 8)
 #define EIO 5
 #define EINTR 4
+#define ENXIO 6
+#define SEEK_DATA 3
+#define AN_INODE 0xffffffffu
+#define REFUSED 0xffffffffu
 
 struct scan { u64 size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, anyof, returned; };
 struct region { u64 start, end, categories; };
@@ -58,22 +66,38 @@ static int transfer(long number, void *data, u64 size)
 	return 0;
 }
 
-/* The process whose page map FD is; 0: FD is something else. */
-static u32 whose(int fd)
+/* What FD is a link to, cut off at SIZE - 1 bytes; -1: that can't be known. */
+static int link_of(int fd, char *path, u64 size)
 {
-	char link[32] = "/proc/self/fd/", path[64], digits[12];
-	const char *head = "/proc/", *tail = "/pagemap";
+	char link[32] = "/proc/self/fd/", digits[12];
 	int at = 14, n = 0, number = fd;
 	long length;
-	u32 pid = 0;
 
-	if (fd < 0) return 0;
+	if (fd < 0) return -1;
 	do digits[n++] = (char)('0' + number % 10); while (number /= 10);
 	while (n) link[at++] = digits[--n];
 	link[at] = 0;
-	length = sys(READLINKAT, -100, link, path, sizeof path - 1);
-	if (length <= 0) return 0;
+	length = sys(READLINKAT, -100, link, path, size - 1);
+	if (length <= 0) return -1;
 	path[length] = 0;
+	return 0;
+}
+
+static int begins(const char *text, const char *with)
+{
+	while (*with && *text == *with) text++, with++;
+	return !*with;
+}
+
+/* The process whose page map FD is; 0: FD is something else. */
+static u32 whose(int fd)
+{
+	char path[64];
+	const char *head = "/proc/", *tail = "/pagemap";
+	int at, n;
+	u32 pid = 0;
+
+	if (link_of(fd, path, sizeof path)) return 0;
 	for (at = 0; head[at]; at++) if (path[at] != head[at]) return 0;
 	for (; path[at] >= '0' && path[at] <= '9'; at++) pid = pid * 10 + (u32)(path[at] - '0');
 	for (n = 0; tail[n]; n++, at++) if (path[at] != tail[n]) return 0;
@@ -101,6 +125,26 @@ static struct hidden *hidden_of(u32 pid)
 	}
 	known++;
 	return task;
+}
+
+/* Whether FD is shared memory that is hidden: 1, 0, or -1 when that can't be known. CRIU comes back to a file once for
+ * each piece of it, to one after the other. */
+static int is_hidden(int fd)
+{
+	static u64 device, inode;
+	static u32 answer;
+	struct status status;
+	struct { u32 what; u64 device, inode; } __attribute__((packed)) question = { AN_INODE, 0, 0 };
+	char path[16];
+
+	if (link_of(fd, path, sizeof path) || !(begins(path, "/memfd:") || begins(path, "/dev/zero"))) return 0;
+	if (sys(FSTAT, fd, &status)) return -1;
+	if (!inode || status.device != device || status.inode != inode) {
+		question.device = device = status.device;
+		question.inode = inode = status.inode;
+		if (transfer(WRITE, &question, sizeof question) || transfer(READ, &answer, sizeof answer)) answer = REFUSED;
+	}
+	return answer == REFUSED ? -1 : (int)answer;
 }
 
 /* The scan, around what is hidden; the kernel's own result: regions found, or an error. */
@@ -165,3 +209,12 @@ __attribute__((visibility("default"))) int ioctl(int fd, unsigned long request, 
 	}
 	return (int)given(result);
 }
+
+__attribute__((visibility("default"))) long lseek64(int fd, long offset, int whence)
+{
+	int hidden = whence == SEEK_DATA && control_fd() >= 0 ? is_hidden(fd) : 0;
+
+	return given(hidden < 0 ? -EIO : hidden ? -ENXIO : sys(LSEEK, fd, offset, whence));
+}
+
+__attribute__((visibility("default"), alias("lseek64"))) long lseek(int fd, long offset, int whence);

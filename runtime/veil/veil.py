@@ -21,12 +21,15 @@ log = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("preload.c")
 _VARIABLE = "CKPT_VEIL_FD"
 _REFUSED = 0xFFFFFFFF
+_AN_INODE = 0xFFFFFFFF
 _PAGE = 4096
 _U32 = struct.Struct("=I")
 _PAIR = struct.Struct("=2Q")
 
 Hide = Callable[[int], Sequence[tuple[int, int]]]
 """Process id (on this host) -> ranges [start, end) to hide, page-aligned; empty for a process that isn't ours."""
+HideShared = Callable[[int, int], bool]
+"""Device and inode, as in stat(2), of memory that processes share -> whether CRIU is to find it empty."""
 
 
 def require(cache: Path) -> None:
@@ -52,13 +55,17 @@ class Veil:
     The process is CRIU itself: its id, streams and exit status are those of an ordinary start.
     """
 
-    def __init__(self, hide: Hide, cache: Path) -> None:
+    def __init__(
+        self, hide: Hide, cache: Path, hide_shared: HideShared = lambda device, inode: False
+    ) -> None:
         """HIDE is called in a thread of this object, once per process, and may raise: the dump then fails and the
-        fault is in `fault`. CACHE: where the compiled library lies. Raises Unsupported, NotFound.
+        fault is in `fault`. HIDE_SHARED: the same, for each file. CACHE: where the compiled library lies. Raises
+        Unsupported, NotFound.
         """
         require(cache)
         self._library = library(SOURCE, cache)
         self._hide = hide
+        self._hide_shared = hide_shared
         self.fault: Exception | None = None
         """What `hide` raised."""
         self.hidden: dict[int, tuple[tuple[int, int], ...]] = {}
@@ -99,9 +106,7 @@ class Veil:
         """Tell what is hidden, whenever it is asked, until CRIU goes."""
         while (pid := self._receive()) is not None:
             try:
-                ranges = checked(self._hide(pid)) if pid != os.getpid() else ()
-                self.hidden[pid] = ranges
-                data = _U32.pack(len(ranges)) + b"".join(_PAIR.pack(*pair) for pair in ranges)
+                data = self._told_inode() if pid == _AN_INODE else self._told_ranges(pid)
             except Exception as fault:
                 log.debug("what to hide of process %d isn't known: %s", pid, fault)
                 self.fault = fault
@@ -111,8 +116,17 @@ class Veil:
             except OSError:
                 return
 
+    def _told_ranges(self, pid: int) -> bytes:
+        ranges = checked(self._hide(pid)) if pid != os.getpid() else ()
+        self.hidden[pid] = ranges
+        return _U32.pack(len(ranges)) + b"".join(_PAIR.pack(*pair) for pair in ranges)
+
+    def _told_inode(self) -> bytes:
+        device, inode = _PAIR.unpack(self._control.recv(_PAIR.size, socket.MSG_WAITALL))
+        return _U32.pack(self._hide_shared(device, inode))
+
     def _receive(self) -> int | None:
-        """The next process id; None at the end of CRIU."""
+        """The next process id, or _AN_INODE; None at the end of CRIU."""
         try:
             data = self._control.recv(_U32.size, socket.MSG_WAITALL)
         except OSError:

@@ -8,8 +8,18 @@ import pytest
 
 from ckpt.ops import forecast
 from ckpt.ops.convergence import Limits
-from ckpt.ops.forecast import MODES, Circumstances, Way, assumed, cold, lazy, make, warm
-from ckpt.ops.leftover import Content, Leftover
+from ckpt.ops.forecast import (
+    LOOKING,
+    MODES,
+    Circumstances,
+    Way,
+    assumed,
+    cold,
+    lazy,
+    make,
+    warm,
+)
+from ckpt.ops.leftover import FILES, MEMFD, SHARED, SYSTEM_V, Content, Leftover
 from ckpt.ops.observe import Observed, Sample
 from ckpt.ops.writing import Curve
 
@@ -71,14 +81,26 @@ def test_a_working_set_that_is_written_again_and_again_is_sent_once_in_the_windo
 
 
 def test_what_rounds_cannot_carry_stands_in_the_window_with_its_cost() -> None:
-    left = (Leftover("shared memory", 900_000_000), Leftover("memfd", 90_000_000))
+    left = (Leftover(SYSTEM_V, 900_000_000), Leftover(FILES, 90_000_000))
     found = warm(at(16 * MIB, left=left))
     cost = {part.what: part.seconds for part in found.window}
-    assert cost["shared memory"] == pytest.approx(900e6 / 600e6)
-    assert cost["memfd"] == pytest.approx(90e6 / 600e6)
+    assert cost[SYSTEM_V] == pytest.approx(900e6 / 600e6)
+    assert cost[FILES] == pytest.approx(90e6 / 600e6)
     assert found.downtime_s >= 1.65
     assert found.frozen == 990_000_000
     assert cold(at(16 * MIB, left=left)).frozen == 990_000_000 + 16 * MIB
+
+
+def test_shared_memory_is_copied_in_rounds_and_costs_a_look_and_what_was_written_last() -> None:
+    quiet = at(16 * MIB, left=(Leftover(SHARED, GIB), Leftover(MEMFD, GIB)))
+    found = warm(quiet)
+    assert found.frozen == 0 and found.size == 16 * MIB + 2 * GIB
+    assert found.downtime_s - warm(at(16 * MIB)).downtime_s == pytest.approx(2 * GIB / LOOKING)
+    assert cold(quiet).frozen == 16 * MIB + 2 * GIB
+    busy = replace(quiet, observed=replace(quiet.observed, shared_rate=10.0 * MIB))
+    assert 1 * MIB < warm(busy).frozen < 10 * MIB
+    busier = replace(quiet, observed=replace(quiet.observed, shared_rate=1e15))
+    assert warm(busier).frozen == 2 * GIB
 
 
 @pytest.mark.parametrize(

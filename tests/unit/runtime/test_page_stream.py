@@ -15,6 +15,7 @@ from blake3 import blake3
 
 from ckpt.ops.memory_use import memory_use
 from runtime.errors import BadInput, Conflict, RuntimeFault, SystemFault
+from runtime.pagecache.charge import Charger
 from runtime.pagecache.store import PageStore
 from runtime.pager.pending import Pending
 from runtime.pagesource import wire
@@ -428,3 +429,68 @@ def test_reading_what_forked_processes_have_in_common_leaves_it_in_common() -> N
         os.close(end)
         os.close(stay)
         os.waitpid(child, 0)
+
+
+# ---- shared objects
+
+BUFFERS = wire.Shared(4711, True, b"buffers")
+
+
+def test_a_shared_object_becomes_a_memfd_as_it_was(store: PageStore) -> None:
+    memory = Memory(4)
+    memory.put(0, b"one")
+    with TaskReader(ME) as reader, Move(store) as move:
+        move.sender.shared(wire.SHARED_FROM, BUFFERS)
+        move.background(lambda: move.sender.send(wire.SHARED_FROM, reader, [memory.run(0, 1)]))
+        fd = store[wire.SHARED_FROM].fd
+        assert os.readlink(f"/proc/self/fd/{fd}") == "/memfd:buffers (deleted)"
+        assert store.shared == {wire.SHARED_FROM: 4711}
+        assert stored(store, wire.SHARED_FROM, memory.run(0, 1))[:3] == b"one"
+        move.sender.ended(wire.SHARED_FROM)
+        move.background(lambda: None)
+        assert not store.shared and wire.SHARED_FROM not in store
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        wire.build_head(Kind.SHARED, wire.SHARED_FROM, 0, 3) + b"abc",
+        wire.build_head(Kind.SHARED, wire.SHARED_FROM, 0, 6) + b"\1\0\0\0\2n",
+        wire.build_head(Kind.SHARED, wire.SHARED_FROM, 0, 7) + b"\1\0\0\0\1n\0",
+        wire.build_head(Kind.SHARED, 7, 0, 6) + wire.build_shared(wire.Shared(1, False, b"n")),
+        wire.build_head(Kind.SHARED, wire.SHARED_FROM, 0, 400) + bytes(400),
+        wire.build_head(Kind.ZEROS, wire.SHARED_FROM, 1, 0) + wire.build_extents([0]),
+        2 * (wire.build_head(Kind.SHARED, wire.SHARED_FROM, 0, 12) + wire.build_shared(BUFFERS)),
+    ],
+    ids=["short", "flag", "name", "a task's number", "long", "untold", "twice"],
+)  # fmt: skip
+def test_a_shared_object_that_cannot_be_is_refused(store: PageStore, record: bytes) -> None:
+    with Move(store) as move:
+        os.write(move._writer, record)
+        with pytest.raises(BadInput):
+            move.receiver.until_mark()
+
+
+def test_shared_pages_are_allocated_by_who_is_to_own_them() -> None:
+    added: list[int] = []
+    charger = Charger()
+    with PageStore(charger=charger) as store:
+        store.share(wire.SHARED_FROM, 1, b"x", sealable=False)
+        pages = store[wire.SHARED_FROM]
+        waiting = threading.Thread(
+            target=store.expect, args=(wire.SHARED_FROM, [(PAGE, 3 * PAGE), (1 << 40, (1 << 40) + PAGE)])
+        )  # fmt: skip
+        waiting.start()
+        assert pages.size == 0
+        charger.begin(added.append)
+        waiting.join()
+        assert pages.size == 3 * PAGE and len(added) == 1
+        store.forget(wire.SHARED_FROM, [(PAGE, 2 * PAGE)])
+        assert pages.size == 2 * PAGE
+        store.expect(wire.SHARED_FROM, [(PAGE, 3 * PAGE)])
+        assert pages.size == 3 * PAGE
+        charger.end()
+        store.expect(wire.SHARED_FROM, [(PAGE, 3 * PAGE)])  # all there
+        with pytest.raises(SystemFault, match="given up"):
+            store.expect(wire.SHARED_FROM, [(8 * PAGE, 9 * PAGE)])
+        assert not os.path.exists(f"/proc/{added[0]}")
