@@ -15,7 +15,7 @@ ARGS ?=
 # The tests wait more than they work: for processes, links and clocks. So more of them than processors.
 JOBS ?= $(shell echo $$((2 * $$(nproc))))
 
-.PHONY: help setup demo test test-unit test-kills test-vm test-vm-smoke lint install uninstall bench clean
+.PHONY: help setup setup-vm demo test test-unit test-kills test-vm test-vm-smoke lint install uninstall bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -39,10 +39,13 @@ test-unit: setup ## the tests that need no root
 test-kills: setup ## tracking's injectors are killed KILLS times (4000) while their targets check themselves
 	@CKPT_KILLS=$(or $(KILLS),4000) $(PYTEST) tests/e2e/test_tracking_injection.py -k killed -rP $(ARGS)
 
-test-vm: setup ## on two emulated Debian machines (SUITE=bookworm|trixie|sid); skips where it can't
+setup-vm: setup
+	@scripts/setup vm || echo "setup-vm: what is missing is told below"
+
+test-vm: setup-vm ## on two emulated Debian machines (SUITE=bookworm|trixie|sid); skips where it can't
 	@$(VENV)/bin/python -m tests.vm.run $(ARGS)
 
-test-vm-smoke: setup ## the shortest of it: install, set the other up, move cold and warm; a few minutes
+test-vm-smoke: setup-vm ## the shortest of it: install, set the other up, move cold and warm; a few minutes
 	@$(VENV)/bin/python -m tests.vm.smoke
 
 bench: setup ## every benchmark, on an idle machine; ARGS='--runs 1' for each, docs/benchmarks.md
