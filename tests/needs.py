@@ -413,3 +413,10 @@ def capability(name: str) -> pytest.MarkDecorator:
 def device(path: str) -> pytest.MarkDecorator:
     """A device that can be opened for reading and writing: needs.device("/dev/net/tun")."""
     return _need("device", path)
+
+
+# What many modules need; the conditions of a list are checked in its order.
+CONTAINERS = [root, overlayfs, tool("busybox"), compiler]
+CHECKPOINTS = [root, criu, compiler, cgroup_write, overlayfs]
+MIGRATION = [root, criu, sshd, netns, bridge, veth, tool("cc")]
+SURVIVAL = [*CHECKPOINTS, pycriu, sshd, tool("busybox")]

@@ -15,7 +15,7 @@ from tests import needs
 from tests.e2e.box import Box, opened
 from tests.e2e.snagging import counted_on, nothing_of, runs_on, start, with_snags
 
-pytestmark = [needs.root, needs.criu, needs.compiler, needs.cgroup_write, needs.overlayfs]
+pytestmark = needs.CHECKPOINTS
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests import leaks, needs
 from tests.e2e.box import Box, opened, until
 from tests.e2e.snagging import counted_on, nothing_of, runs_on, start, with_snags
 
-pytestmark = [needs.root, needs.criu, needs.compiler, needs.cgroup_write, needs.overlayfs]
+pytestmark = needs.CHECKPOINTS
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGKILL]
 FEWER = SIGNALS[1:]  # SIGINT goes the way of SIGTERM

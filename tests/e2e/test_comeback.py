@@ -11,14 +11,7 @@ import pytest
 from tests import needs
 from tests.e2e.box import Box, until
 
-pytestmark = [
-    needs.root,
-    needs.overlayfs,
-    needs.tool("busybox"),
-    needs.compiler,
-    needs.criu,
-    needs.pycriu,
-]
+pytestmark = [*needs.CONTAINERS, needs.criu, needs.pycriu]
 
 _COUNT = "i=0; while :; do i=$((i+1)); echo $i; echo $i >/written; sleep 0.05; done"
 _FROM_CHECKPOINT = ("--restart", "always", "--label", "org.ckpt.recover=checkpoint")

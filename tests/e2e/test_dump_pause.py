@@ -17,14 +17,7 @@ from tests import needs
 from tests.e2e.box import Box, opened, until
 from tests.e2e.snagging import nothing_of
 
-pytestmark = [
-    needs.root,
-    needs.criu,
-    needs.compiler,
-    needs.cgroup_write,
-    needs.overlayfs,
-    needs.kernel("6.7"),
-]
+pytestmark = [*needs.CHECKPOINTS, needs.kernel("6.7")]
 
 SOURCE = Path(__file__).parent / "pause_lab" / "crowd.c"
 PROCESSES, THREADS, PAGES = 3, 2, 1024

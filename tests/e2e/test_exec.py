@@ -13,7 +13,7 @@ from tests import needs
 from tests.e2e.box import Box, until
 from tests.e2e.terminal import at_terminal
 
-pytestmark = [needs.root, needs.overlayfs, needs.tool("busybox"), needs.compiler]
+pytestmark = needs.CONTAINERS
 
 
 def test_a_job_s_output_and_status_arrive(box: Box) -> None:

@@ -25,7 +25,7 @@ from tests import needs
 from tests.e2e.box import Box, opened, until
 from tests.e2e.snagging import counted_on, error, nothing_of, runs_on, start, with_snags
 
-pytestmark = [needs.root, needs.criu, needs.compiler, needs.cgroup_write, needs.overlayfs]
+pytestmark = needs.CHECKPOINTS
 
 
 @pytest.fixture

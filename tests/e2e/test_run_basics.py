@@ -12,7 +12,7 @@ import pytest
 from tests import needs
 from tests.e2e.box import Box, until
 
-pytestmark = [needs.root, needs.overlayfs, needs.tool("busybox"), needs.compiler]
+pytestmark = needs.CONTAINERS
 
 TRAP = 'trap "echo asked; exit 5" TERM; echo ready; while :; do sleep 0.1; done'
 

@@ -13,7 +13,7 @@ import pytest
 from tests import needs
 from tests.e2e.box import Box, until
 
-pytestmark = [needs.root, needs.overlayfs, needs.tool("busybox"), needs.compiler]
+pytestmark = needs.CONTAINERS
 
 Change = Callable[[dict[str, Any]], None]
 

@@ -14,7 +14,7 @@ import zstandard
 from tests import needs
 from tests.e2e.box import Box, opened
 
-pytestmark = [needs.root, needs.overlayfs, needs.tool("busybox"), needs.compiler]
+pytestmark = needs.CONTAINERS
 
 
 @pytest.mark.parametrize("kind", ["tar", "gz", "zst"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests import needs
 from tests.e2e.box import Box, until
 
-pytestmark = [needs.root, needs.overlayfs, needs.tool("busybox"), needs.compiler]
+pytestmark = needs.CONTAINERS
 
 
 def monitor_of(box: Box, name: str) -> int:

@@ -11,7 +11,7 @@ import pytest
 from tests import needs
 from tests.e2e.box import Box
 
-pytestmark = [needs.root, needs.overlayfs, needs.tool("busybox"), needs.compiler]
+pytestmark = needs.CONTAINERS
 
 KINDS = ("user", "pid", "mnt", "uts", "ipc", "net", "cgroup")
 

@@ -14,7 +14,7 @@ import pytest
 from tests import needs
 from tests.e2e.box import Box, until
 
-pytestmark = [needs.root, needs.overlayfs, needs.tool("busybox"), needs.compiler]
+pytestmark = needs.CONTAINERS
 
 
 def starts(box: Box, name: str) -> int:

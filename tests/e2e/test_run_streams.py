@@ -8,7 +8,7 @@ from pathlib import Path
 from tests import needs
 from tests.e2e.box import Box, until
 
-pytestmark = [needs.root, needs.overlayfs, needs.tool("busybox"), needs.compiler]
+pytestmark = needs.CONTAINERS
 
 WAITS = "while ! [ -e /tmp/go ]; do sleep 0.1; done"
 

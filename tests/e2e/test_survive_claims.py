@@ -18,14 +18,7 @@ from tests.e2e.survive_lab import container
 from tests.lab import Host, Lab
 
 pytestmark = [
-    needs.root,
-    needs.criu,
-    needs.pycriu,
-    needs.compiler,
-    needs.overlayfs,
-    needs.sshd,
-    needs.cgroup_write,
-    needs.tool("busybox"),
+    *needs.SURVIVAL,
     pytest.mark.timeout(300),
     # The tests only look at reports: what could leak is the fixture's, and looking takes half a second each time.
     pytest.mark.may_leak(*leaks.EVERYTHING),

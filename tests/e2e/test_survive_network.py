@@ -16,18 +16,7 @@ from tests import needs
 from tests.e2e.survive_lab.container import inspect, wait_for_output
 from tests.lab import Host, Lab, rootfs
 
-pytestmark = [
-    needs.root,
-    needs.criu,
-    needs.pycriu,
-    needs.compiler,
-    needs.overlayfs,
-    needs.sshd,
-    needs.cgroup_write,
-    needs.nftables,
-    needs.tool("busybox"),
-    pytest.mark.timeout(180),
-]
+pytestmark = [*needs.SURVIVAL, needs.nftables, pytest.mark.timeout(180)]
 
 # Accepts slowly, so that its backlog is seldom empty; answers each line with the sum of what its own two ends of a
 # connection over loopback have exchanged, and ends a connection like any server.

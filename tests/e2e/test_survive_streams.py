@@ -20,17 +20,7 @@ from tests import needs
 from tests.e2e.survive_lab.container import inspect, wait_for_output
 from tests.lab import Host, Lab, rootfs
 
-pytestmark = [
-    needs.root,
-    needs.criu,
-    needs.pycriu,
-    needs.compiler,
-    needs.overlayfs,
-    needs.sshd,
-    needs.cgroup_write,
-    needs.tool("busybox"),
-    pytest.mark.timeout(180),
-]
+pytestmark = [*needs.SURVIVAL, pytest.mark.timeout(180)]
 
 CHATTY = """
 import os, time

@@ -11,17 +11,7 @@ from tests import needs
 from tests.e2e.workload_lab.journey import running, travel
 from tests.lab import Lab, rootfs
 
-pytestmark = [
-    needs.root,
-    needs.criu,
-    needs.pycriu,
-    needs.compiler,
-    needs.overlayfs,
-    needs.sshd,
-    needs.cgroup_write,
-    needs.tool("busybox"),
-    pytest.mark.timeout(400),
-]
+pytestmark = [*needs.SURVIVAL, pytest.mark.timeout(400)]
 
 PYTHON_SERVICE = """
 import http.server, threading

@@ -12,9 +12,7 @@ from tests import needs
 from tests.e2e.migrate.world import World, criu_of, eventually, kill
 from tests.lab.lab import Host
 
-pytestmark = [
-    needs.root, needs.criu, needs.sshd, needs.netns, needs.bridge, needs.veth, needs.tool("cc"),
-]  # fmt: skip
+pytestmark = needs.MIGRATION
 
 
 @pytest.fixture(autouse=True)

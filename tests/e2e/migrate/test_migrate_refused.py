@@ -11,9 +11,7 @@ import pytest
 from tests import needs
 from tests.e2e.migrate.world import World, eventually, refused
 
-pytestmark = [
-    needs.root, needs.criu, needs.sshd, needs.netns, needs.bridge, needs.veth, needs.tool("cc"),
-]  # fmt: skip
+pytestmark = needs.MIGRATION
 
 
 @pytest.fixture(autouse=True)

@@ -15,9 +15,7 @@ from tests.e2e.migrate.world import World, opened, refused
 from tests.lab import Lab
 from transport.messages import PROTOCOL_VERSION
 
-pytestmark = [
-    needs.root, needs.criu, needs.sshd, needs.netns, needs.bridge, needs.veth, needs.tool("cc"),
-]  # fmt: skip
+pytestmark = needs.MIGRATION
 
 
 @pytest.fixture(scope="module")
