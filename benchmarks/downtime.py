@@ -23,7 +23,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,17 +30,7 @@ from typing import Any
 from benchmarks import alone, engines, workload
 from benchmarks.apart import PeerFault
 from benchmarks.feeder import fed
-from benchmarks.results import (
-    Spread,
-    last_line,
-    machine,
-    numbers,
-    parser,
-    ratio,
-    say,
-    table,
-    words,
-)
+from benchmarks.results import Spread, last_line, machine, parser, ratio, say, table, words
 from tests.lab import Lab
 
 DISTRIBUTION_MIB = 256
@@ -268,9 +257,7 @@ def _progress(who: str, mib: int, gap: float) -> None:
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ckpt-bench-")))
-        folder.chmod(0o755)
-        lab = stack.enter_context(Lab(storage=options.storage))
+        lab, folder = stack.enter_context(workload.hosts(options.storage))
         contest = Contest(options, lab, folder)
         others = _peers(options, stack, lab, contest.root)
         contest.alone("raw", min(FLOOR_MIB, options.sizes[0]))
@@ -299,10 +286,8 @@ def _peers(options: argparse.Namespace, stack: contextlib.ExitStack, lab: Lab, r
 
 
 def options_of(argv: list[str] | None = None) -> argparse.Namespace:
-    made = parser(__doc__)
-    made.add_argument("--sizes", type=numbers, default=[16, 256, 1024, 4096], metavar="MIB,...")
+    made = parser(__doc__, storage="tmpfs", sizes=[16, 256, 1024, 4096], per_ms=True)
     made.add_argument("--modes", type=words, help="default: all that ckpt migrate has")
-    made.add_argument("--per-ms", type=int, default=10, help="pages that the workload changes")
     made.add_argument("--moves", type=int, default=20, help="for the distribution; 0: none")
     made.add_argument("--moves-mib", type=int, default=DISTRIBUTION_MIB)
     made.add_argument("--peers", type=words, default=list(engines.KINDS), help="'': none")
@@ -312,10 +297,6 @@ def options_of(argv: list[str] | None = None) -> argparse.Namespace:
     made.add_argument(
         "--reference", type=Path, metavar="DIR", help="another pipeline: see benchmarks/alone.py"
     )
-    made.add_argument(
-        "--storage", choices=("tmpfs", "disk"), default="tmpfs",
-        help="where the hosts' files are; the peers' are in memory. Default: %(default)s",
-    )  # fmt: skip
     made.add_argument(
         "--no-feed", dest="feed", action="store_false", help="take memory as it comes: feeder.py"
     )

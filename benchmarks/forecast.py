@@ -10,7 +10,6 @@ of what came.
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from benchmarks.results import (
     ratio,
     say,
     table,
-    words,
 )
 from tests.lab import Lab
 
@@ -100,12 +98,7 @@ def _median(rows: list[dict[str, Any]], side: str, name: str) -> float | None:
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    with (
-        tempfile.TemporaryDirectory(prefix="ckpt-bench-") as name,
-        Lab(storage=options.storage) as lab,
-    ):
-        folder = Path(name)
-        folder.chmod(0o755)
+    with workload.hosts(options.storage) as (lab, folder):
         root = workload.build(folder)
         for mib in options.sizes:
             for per_ms in options.per_ms:
@@ -128,12 +121,9 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    made = parser(__doc__, runs=3)
-    made.add_argument("--sizes", type=numbers, default=[16, 256, 1024], metavar="MIB,...")
+    made = parser(__doc__, runs=3, storage="tmpfs", sizes=[16, 256, 1024], modes=["warm", "cold"])
     made.add_argument("--per-ms", type=numbers, default=[1, 10, 50], metavar="N,...")
-    made.add_argument("--modes", type=words, default=["warm", "cold"])
     made.add_argument("--seconds", type=float, default=3.0, help="that a forecast may watch")
-    made.add_argument("--storage", choices=("tmpfs", "disk"), default="tmpfs")
     options = made.parse_args(argv)
     last_line(options, measure(options))
 

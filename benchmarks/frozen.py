@@ -14,10 +14,8 @@ from __future__ import annotations
 
 import argparse
 import re
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from benchmarks import workload
@@ -117,12 +115,7 @@ def move(lab: Lab, load: workload.Load, mode: str) -> Run:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    with (
-        tempfile.TemporaryDirectory(prefix="ckpt-bench-") as name,
-        Lab(storage=options.storage) as lab,
-    ):
-        folder = Path(name)
-        folder.chmod(0o755)
+    with workload.hosts(options.storage) as (lab, folder):
         root = workload.build(folder)
         with workload.running(lab, root, options.mib, options.per_ms, folder) as load:
             runs = [move(lab, load, options.mode) for _ in range(options.runs)]
@@ -165,12 +158,10 @@ def show(run: Run, runs: list[Run], options: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    made = parser(__doc__, runs=3)
+    made = parser(__doc__, runs=3, storage="tmpfs", per_ms=True)
     made.add_argument("--mib", type=int, default=256)
     made.add_argument("--mode", default="warm")
-    made.add_argument("--per-ms", type=int, default=10, help="pages that the workload changes")
     made.add_argument("--steps", type=int, default=12, help="so many of the longest")
-    made.add_argument("--storage", choices=("tmpfs", "disk"), default="tmpfs")
     made.add_argument("--log", action="store_true", help="every line within the window")
     options = made.parse_args(argv)
     last_line(options, measure(options))

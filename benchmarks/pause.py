@@ -11,24 +11,13 @@ restored from the last warm checkpoint.
 from __future__ import annotations
 
 import argparse
-import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 from benchmarks import workload
-from benchmarks.results import (
-    Spread,
-    last_line,
-    machine,
-    numbers,
-    parser,
-    ratio,
-    say,
-    table,
-    words,
-)
+from benchmarks.results import Spread, last_line, machine, parser, ratio, say, table, words
 from tests.lab import Lab
 
 CHECKPOINT = "pause"
@@ -57,15 +46,13 @@ def verify_restored(load: workload.Load) -> None:
     load.verify()
 
 
-def measure_size(lab: Lab, root: Path, mib: int, options: argparse.Namespace) -> dict[str, Any]:
+def measure_size(
+    lab: Lab, root: Path, mib: int, options: argparse.Namespace, folder: Path
+) -> dict[str, Any]:
     gaps: dict[str, list[float]] = defaultdict(list)
     said: dict[str, list[float]] = defaultdict(list)
     totals: dict[str, list[float]] = defaultdict(list)
-    with (
-        tempfile.TemporaryDirectory(prefix="ckpt-bench-") as name,
-        workload.running(lab, root, mib, options.per_ms, Path(name)) as load,
-    ):
-        Path(name).chmod(0o755)
+    with workload.running(lab, root, mib, options.per_ms, folder) as load:
         for run in range(options.runs):
             for way in options.ways:
                 if way == MIGRATION:
@@ -99,19 +86,13 @@ def measure_size(lab: Lab, root: Path, mib: int, options: argparse.Namespace) ->
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    options.ways.sort(
-        key=(MIGRATION, "cold", "warm").index
-    )  # the last one's checkpoint is restored
+    # The last one's checkpoint is restored.
+    options.ways.sort(key=(MIGRATION, "cold", "warm").index)
     found = []
-    with (
-        tempfile.TemporaryDirectory(prefix="ckpt-bench-") as name,
-        Lab(storage=options.storage) as lab,
-    ):
-        folder = Path(name)
-        folder.chmod(0o755)
+    with workload.hosts(options.storage) as (lab, folder):
         root = workload.build(folder)
         for mib in options.sizes:
-            one = measure_size(lab, root, mib, options)
+            one = measure_size(lab, root, mib, options, folder)
             found.append(one)
             say(f"{mib} MiB")
             table(
@@ -132,11 +113,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    made = parser(__doc__)
-    made.add_argument("--sizes", type=numbers, default=[16, 1024, 4096], help="MiB: 16,1024,4096")
+    made = parser(__doc__, storage="disk", sizes=[16, 1024, 4096], per_ms=True)
     made.add_argument("--ways", type=words, default=[MIGRATION, "cold", "warm"])
-    made.add_argument("--per-ms", type=int, default=10, help="pages that the workload changes")
-    made.add_argument("--storage", choices=("tmpfs", "disk"), default="disk")
     options = made.parse_args(argv)
     last_line(options, measure(options))
 

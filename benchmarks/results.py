@@ -56,13 +56,34 @@ def ratio(value: float | None, base: float | None) -> float | None:
     return round(value / base, 3) if value is not None and base else None
 
 
-def parser(doc: str | None, *, runs: int = 5) -> argparse.ArgumentParser:
-    """With the options that each of them has."""
+def parser(
+    doc: str | None,
+    *,
+    runs: int = 5,
+    storage: str = "",
+    sizes: Sequence[int] = (),
+    modes: Sequence[str] = (),
+    per_ms: bool = False,
+) -> argparse.ArgumentParser:
+    """With the options that each of them has; and with those that several have, where a default is given."""
     made = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--runs", type=_positive, default=runs, help="default: %(default)s")
     made.add_argument("--json", action="store_true", help="the last line is JSON")
+    if storage:
+        made.add_argument(
+            "--storage",
+            choices=("tmpfs", "disk"),
+            default=storage,
+            help="where the hosts' files are. Default: %(default)s",
+        )
+    if sizes:
+        made.add_argument("--sizes", type=numbers, default=list(sizes), metavar="MIB,...")
+    if modes:
+        made.add_argument("--modes", type=words, default=list(modes))
+    if per_ms:
+        made.add_argument("--per-ms", type=int, default=10, help="pages that the workload changes")
     return made
 
 

@@ -14,14 +14,13 @@ import contextlib
 import json
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import service_client
+from benchmarks import service_client, workload
 from benchmarks.results import Spread, last_line, machine, parser, say, table, words
 from tests.lab import Lab, rootfs
 
@@ -161,12 +160,7 @@ def longest(requests: list[tuple[int, int]], window: tuple[int, int]) -> float:
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     found = []
-    with (
-        tempfile.TemporaryDirectory(prefix="ckpt-bench-") as name,
-        Lab(storage=options.storage) as lab,
-    ):
-        folder = Path(name)
-        folder.chmod(0o755)
+    with workload.hosts(options.storage) as (lab, folder):
         for kind in options.services:
             try:
                 tree = TREES[kind](folder / kind / "root")
@@ -193,14 +187,12 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    made = parser(__doc__)
+    made = parser(__doc__, storage="disk", modes=["warm"])
     made.add_argument("--services", type=words, default=list(SERVICES))
-    made.add_argument("--modes", type=words, default=["warm"])
     made.add_argument("--rate", type=int, default=1000, help="requests a second, of all clients")
     made.add_argument("--connections", type=int, default=4)
     made.add_argument("--mib", type=int, default=100, help="of values in Redis")
     made.add_argument("--pause", type=float, default=3.0, help="seconds before and between moves")
-    made.add_argument("--storage", choices=("tmpfs", "disk"), default="disk")
     options = made.parse_args(argv)
     last_line(options, measure(options))
 

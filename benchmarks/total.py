@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -23,17 +22,7 @@ from typing import Any
 
 from benchmarks import workload
 from benchmarks.feeder import fed
-from benchmarks.results import (
-    Spread,
-    last_line,
-    machine,
-    numbers,
-    parser,
-    ratio,
-    say,
-    table,
-    words,
-)
+from benchmarks.results import Spread, last_line, machine, parser, ratio, say, table
 from tests.lab import Host, Lab
 
 POUR = [sys.executable, "-m", "benchmarks.lane_ends", "pour"]
@@ -146,12 +135,7 @@ def _result(mib: int, mode: str, rows: list[dict[str, float]], peak: Peak) -> di
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
-    with (
-        tempfile.TemporaryDirectory(prefix="ckpt-bench-") as name,
-        Lab(storage=options.storage) as lab,
-    ):
-        folder = Path(name)
-        folder.chmod(0o755)
+    with workload.hosts(options.storage) as (lab, folder):
         root = workload.build(folder)
         for mib in options.sizes:
             found += one_size(lab, root, mib, options, folder)
@@ -171,11 +155,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    made = parser(__doc__)
-    made.add_argument("--sizes", type=numbers, default=[1024], metavar="MIB,...")
-    made.add_argument("--modes", type=words, default=["warm", "cold"])
-    made.add_argument("--per-ms", type=int, default=10, help="pages that the workload changes")
-    made.add_argument("--storage", choices=("tmpfs", "disk"), default="disk")
+    made = parser(__doc__, storage="disk", sizes=[1024], modes=["warm", "cold"], per_ms=True)
     made.add_argument("--no-feed", dest="feed", action="store_false", help="see feeder.py")
     options = made.parse_args(argv)
     last_line(options, measure(options))

@@ -6,6 +6,7 @@ import contextlib
 import json
 import struct
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -111,6 +112,18 @@ class Load:
         self.here.ckpt("kill", "-s", "USR1", NAME)
         if bad := self.ticks.verdict(after=known):
             raise WrongPages(f"{bad} pages are wrong after the moves")
+
+
+@contextlib.contextmanager
+def hosts(storage: str) -> Iterator[tuple[Lab, Path]]:
+    """A lab, and a directory that containers may see."""
+    with (
+        tempfile.TemporaryDirectory(prefix="ckpt-bench-") as name,
+        Lab(storage=storage) as lab,
+    ):
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield lab, folder
 
 
 @contextlib.contextmanager
