@@ -10,7 +10,7 @@ import click
 from ckpt.cli import show
 from ckpt.cli.types import CONTAINER, command, json_option
 from ckpt.ops import info, lifecycle
-from ckpt.ops.host import Host, lock_container
+from ckpt.ops.host import Host, held_container
 from runtime.errors import BadInput
 
 
@@ -19,9 +19,8 @@ from runtime.errors import BadInput
 def start(host: Host, names: tuple[str, ...]) -> None:
     """Start containers that are created or have ended."""
     for name in names:
-        container = host.find(name)
-        with lock_container(container):
-            lifecycle.start(host, host.find(container.record.id))
+        with held_container(host, name) as container:
+            lifecycle.start(host, container)
         click.echo(container.record.name)
 
 
@@ -42,11 +41,8 @@ def start(host: Host, names: tuple[str, ...]) -> None:
 def stop(host: Host, names: tuple[str, ...], grace: float, number: str) -> None:
     """Ask containers to end; kill them if they don't."""
     for name in names:
-        container = host.find(name)
-        with lock_container(container):
-            lifecycle.stop(
-                host, host.find(container.record.id), grace=grace, number=_signal(number)
-            )
+        with held_container(host, name) as container:
+            lifecycle.stop(host, container, grace=grace, number=_signal(number))
         click.echo(container.record.name)
 
 
@@ -79,9 +75,8 @@ def _signal(text: str) -> int:
 def rm(host: Host, names: tuple[str, ...], force: bool) -> None:
     """Delete containers, with everything they wrote."""
     for name in names:
-        container = host.find(name)
-        with lock_container(container):
-            lifecycle.remove(host, host.find(container.record.id), force=force)
+        with held_container(host, name) as container:
+            lifecycle.remove(host, container, force=force)
         click.echo(container.record.name)
 
 

@@ -23,7 +23,7 @@ def update(host: Host, name: str, **flags: Any) -> None:
     \b
     ckpt update --memory 2g --cpus 3 web
     """
-    limits.update(host, host.find(name), limits_of(flags))
+    limits.update(host, name, limits_of(flags))
 
 
 @command("stats")

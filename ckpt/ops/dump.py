@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ckpt.ops import readiness, snapshot, stops
 from ckpt.ops.departure import Departure
-from ckpt.ops.host import Host, lock_container
+from ckpt.ops.host import Host, held_container
 from ckpt.ops.interrupt import shielded
 from ckpt.ops.snapshot import Snapshot, Wanted
 from images.bundle_stream import StreamWriter
@@ -38,8 +38,7 @@ def to_store(host: Host, name: str, wanted: Wanted) -> Taken:
     """Dump into the store; returns what was published. On any failure the container runs on."""
     host.ready()
     wanted.check()
-    container = host.find(name)
-    with lock_container(container):
+    with held_container(host, name) as container:
         title = check_name(wanted.checkpoint or default_name(container), "checkpoint name")
         expected = readiness.require(host, container, store=True)
         with (
@@ -80,8 +79,7 @@ def to_stream(
     """
     host.ready()
     wanted.check()
-    container = host.find(name)
-    with lock_container(container):
+    with held_container(host, name) as container:
         title = check_name(wanted.checkpoint or default_name(container), "checkpoint name")
         expected = readiness.require(host, container, store=False)
         with (

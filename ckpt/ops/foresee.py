@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ckpt.ops import volumes
 from ckpt.ops.forecast import ASSUMED, Circumstances, Forecast, Way, assumed, make
-from ckpt.ops.host import Host, lock_container
+from ckpt.ops.host import Host, held_container
 from ckpt.ops.memory_use import memory_use, why_not_apart
 from ckpt.ops.observe import Check, Observed, observe
 from ckpt.ops.preflight import Finding, source_findings, tree_size, why_not_warm_there
@@ -60,9 +60,7 @@ def foresee_here(
 ) -> Forecast:
     """Without another host: the bandwidth is that of WISHES, and nothing known of what is there already."""
     host.ready()
-    container = host.find(name)
-    with lock_container(container, wait=3.0):
-        container = host.find(container.record.id)
+    with held_container(host, name, wait=3.0) as container:
         container.require("running", doing="forecasting")
         pids = host.cgroup(container).pids()
         return foresee(

@@ -109,3 +109,16 @@ def lock_container(
         if settled:
             journal.require_settled(container.host.journals, container.record.id, name)
         yield
+
+
+@contextlib.contextmanager
+def held_container(
+    host: Host, name: str, *, wait: float = 30.0, settled: bool = True
+) -> Iterator[Container]:
+    """The container NAME, locked as by lock_container(), and as who had it before left it.
+
+    Raises NotFound, Conflict.
+    """
+    container = host.find(name)
+    with lock_container(container, wait=wait, settled=settled):
+        yield host.find(container.record.id)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ckpt.ops import hooks, volumes
 from ckpt.ops.bringup import bring_up, network_of, tear_down
-from ckpt.ops.host import Host, lock_container
+from ckpt.ops.host import Host, held_container
 from runtime.container.record import LIVE, Container, check_free, check_name
 from runtime.control import Control
 from runtime.errors import (
@@ -159,10 +159,8 @@ def remove(host: Host, container: Container, *, force: bool = False) -> None:
 
 def remove_quietly(host: Host, name: str) -> None:
     """For --rm: it may be gone already, since its monitor sees to that too."""
-    with contextlib.suppress(NotFound):
-        container = host.find(name)
-        with lock_container(container):
-            remove(host, host.find(name), force=True)
+    with contextlib.suppress(NotFound), held_container(host, name) as container:
+        remove(host, container, force=True)
 
 
 def rename(host: Host, container: Container, name: str) -> None:
@@ -176,15 +174,10 @@ def rename(host: Host, container: Container, name: str) -> None:
 
 def ended(host: Host, identity: str) -> None:
     """Called by the monitor, as its last act: free what it held; start again or delete, as its record says."""
-    try:
-        container = host.find(identity)
-    except NotFound:
-        return
     # NotFound: somebody removed it meanwhile. A migration or dump before us may take as long as it likes.
     # Conflict: it lives on at another host, as a migration's journal says.
     with contextlib.suppress(NotFound, Conflict):
-        with lock_container(container, wait=_FOR_EVER, settled=False):
-            container = host.find(identity)
+        with held_container(host, identity, wait=_FOR_EVER, settled=False) as container:
             if container.status().state in LIVE:
                 return  # somebody started it meanwhile
             tear_down(host, container)
@@ -209,8 +202,7 @@ def _restart(host: Host, container: Container) -> None:
         if delay is None:
             return
         time.sleep(delay)
-        with lock_container(container):
-            container = host.find(container.record.id)
+        with held_container(host, container.record.id) as container:
             if container.record.wanted != "running" or container.status().state in LIVE:
                 return  # somebody stopped or started it meanwhile
             container.record.restarts += 1

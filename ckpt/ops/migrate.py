@@ -27,7 +27,7 @@ from ckpt.ops.departure import Departure
 from ckpt.ops.environment import checked
 from ckpt.ops.forecast import Way
 from ckpt.ops.foresee import foresee
-from ckpt.ops.host import Host, lock_container
+from ckpt.ops.host import Host, held_container
 from ckpt.ops.hosts import Registry
 from ckpt.ops.journal import Entry, Journal
 from ckpt.ops.memory_use import MemoryUse, why_not_apart
@@ -611,9 +611,7 @@ def migrate(
 ) -> Report:
     """Move container NAME to TARGET ([USER@]HOST[:PORT]). Raises why it stayed."""
     host.ready()
-    container = host.find(name)
-    with lock_container(container, wait=3.0):
-        container = host.find(container.record.id)
+    with held_container(host, name, wait=3.0) as container:
         container.require("running", doing="migrating")
         migration = Migration(host, container, target, wishes=wishes, progress=progress)
         on_begin(migration)

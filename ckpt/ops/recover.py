@@ -17,7 +17,7 @@ from typing import Any
 from ckpt.ops import arrived, comeback, heal, lazy_recovery, lifecycle, stops, tidy, volumes
 from ckpt.ops import migrate as migrating
 from ckpt.ops.bringup import tear_down
-from ckpt.ops.host import Host, lock_container
+from ckpt.ops.host import Host, held_container, lock_container
 from ckpt.ops.journal import Entry, Journal, entries, of_container
 from ckpt.ops.journal import sweep as sweep_journals
 from runtime.container.record import LIVE, Container, Record
@@ -79,11 +79,12 @@ def abandoned(host: Host, identity: str) -> None:
     for entry in of_container(host.paths.journals, identity):
         if entry.role == "source":
             _migration(host, entry, None, wait=heal.LETTING_GO)
-    with contextlib.suppress(NotFound, Conflict):
-        container = host.find(identity)
-        with lock_container(container, wait=heal.LETTING_GO, settled=False):
-            if container.status().state in LIVE and not heal.is_decided(host, container):
-                heal.release(host, container)
+    with (
+        contextlib.suppress(NotFound, Conflict),
+        held_container(host, identity, wait=heal.LETTING_GO, settled=False) as container,
+    ):
+        if container.status().state in LIVE and not heal.is_decided(host, container):
+            heal.release(host, container)
     host.store.sweep()  # of what it had written, nobody knows but us
 
 
@@ -204,8 +205,10 @@ def _container(host: Host, container: Container) -> list[Did]:
     what = f"container {container.record.name}"
     if state in LIVE and not _cut_off(container):
         return []
-    with contextlib.suppress(Conflict, NotFound), lock_container(container, wait=0):
-        container = host.find(container.record.id)
+    with (
+        contextlib.suppress(Conflict, NotFound),
+        held_container(host, container.record.id, wait=0) as container,
+    ):
         if container.status().state == "creating" and not container.paths.status.exists():
             lifecycle.remove(host, container, force=True)
             return [{"what": what, "did": "was half made; removed"}]
