@@ -5,7 +5,8 @@
     look(frozen)      the last time: exact, since nobody can write any more
     settle()          those that CRIU didn't come to, or that it was not to leave to us, are void at the destination
 
-An object that appears after the last round isn't carried: CRIU dumps it, as it does with System V segments.
+An object that appears after the last round isn't carried: CRIU dumps it, as it does with System V segments, and with
+the smallest where there are too many.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 from runtime.errors import NotFound
 from runtime.pagesource.send import PageSender
 from runtime.pagesource.wire import MAX_NAME, SHARED_FROM, Shared
-from runtime.shared.find import SharedObject, device, objects
+from runtime.shared.find import SharedObject, device, largest, objects
 from runtime.shared.follow import Followed
 from runtime.tracking.ranges import Range, size
 
@@ -27,6 +28,8 @@ Check = Callable[[], None]
 log = logging.getLogger(__name__)
 _INODES = 1 << 32
 """CRIU names the content of a memfd by 32 bits of its inode."""
+MOST = 200
+"""Objects: each takes a descriptor at both ends. A program with more of them has small ones."""
 
 
 @dataclass(slots=True)
@@ -72,8 +75,9 @@ class SharedCarrier:
         found = objects(self._pids())
         for inode in self._carried.keys() - found.keys():
             self._end(self._carried.pop(inode))
-        for inode in found.keys() - self._carried.keys():
-            self._begin(found[inode])
+        new = [found[inode] for inode in found.keys() - self._carried.keys()]
+        for one in largest(new, MOST - len(self._carried)):
+            self._begin(one)
 
     def _begin(self, found: SharedObject) -> None:
         name = os.fsencode(found.name)

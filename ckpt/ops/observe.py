@@ -87,11 +87,11 @@ def observe(
     external = [point for point, _ in launch.external_points(container)]
     content = look(cgroup.pids(), external)
     before = list(map(snapshot, trees))
-    began = time.monotonic()
     with SharedWriting(cgroup.pids, host.paths.programs) as shared:
         tracker = choose.best(is_candidate)
         try:
             watch = _Watch(tracker, lambda: [pid for pid in cgroup.pids() if has_memory(pid)])
+            began = time.monotonic()
             watch.look()
             sample = watch.sample()
             shorts = watch.intervals(SHORT, SHORTS, lambda n: check(0.0))

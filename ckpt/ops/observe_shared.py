@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from ckpt.ops.carry_shared import MOST
 from runtime.errors import NotFound
 from runtime.pagesource.read import Buffer, batches
-from runtime.shared.find import objects
+from runtime.shared.find import largest, objects
 from runtime.shared.follow import Followed
 from runtime.tracking.ranges import size
 
@@ -22,7 +23,7 @@ class SharedWriting:
         self._stack = contextlib.ExitStack()
         self._followed: list[Followed] = []
         buffer = Buffer(1 << 20)
-        for one in objects(pids()).values():
+        for one in largest(objects(pids()).values(), MOST):
             with contextlib.suppress(NotFound):
                 followed = self._stack.enter_context(Followed(one, programs))
                 self._followed.append(followed)

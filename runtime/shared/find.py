@@ -50,6 +50,16 @@ def objects(pids: Iterable[int]) -> dict[int, SharedObject]:
     return found
 
 
+def largest(found: Iterable[SharedObject], count: int) -> list[SharedObject]:
+    """Those COUNT that take the most memory; without those that have gone."""
+    sizes: list[tuple[int, SharedObject]] = []
+    for one in found:
+        with contextlib.suppress(OSError):
+            sizes.append((os.stat(one.path).st_blocks, one))
+    sizes.sort(key=lambda pair: pair[0], reverse=True)
+    return [one for _, one in sizes[: max(0, count)]]
+
+
 def missing(wanted: Iterable[int], pids: Iterable[int]) -> set[int]:
     """Those inodes that none of the processes has; looks at no more of them than it must."""
     left = set(wanted)

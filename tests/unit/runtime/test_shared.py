@@ -13,7 +13,7 @@ import pytest
 
 from runtime.errors import NotFound
 from runtime.pagesource.read import Buffer, batches
-from runtime.shared.find import ANONYMOUS, SharedObject, missing, objects
+from runtime.shared.find import ANONYMOUS, SharedObject, largest, missing, objects
 from runtime.shared.follow import PAGE, Followed
 from runtime.tracking.ranges import Range
 from tests import needs
@@ -85,6 +85,18 @@ def test_anonymous_shared_memory_and_memfds_are_found_and_nothing_else(
     assert missing(here, ME) == set() and missing([1, *here], ME) == {1}
     shared.close()
     assert objects([1 << 22]) == {}
+
+
+def test_the_largest_are_those_that_take_the_most_memory(memfd: int) -> None:
+    small = os.memfd_create("ckpt-small", os.MFD_CLOEXEC)
+    os.ftruncate(small, 1 << 40)  # of which nothing is there
+    os.pwrite(memfd, bytes(8 * PAGE), 0)
+    gone = SharedObject(1, "gone", "/proc/self/fd/-1")
+    chosen = [gone, found(small), found(memfd)]
+    assert [one.name for one in largest(chosen, 5)] == ["ckpt-test", "ckpt-small"]
+    assert [one.name for one in largest(chosen, 1)] == ["ckpt-test"]
+    assert largest(chosen, -1) == []
+    os.close(small)
 
 
 def test_every_way_of_writing_is_seen(memfd: int, tmp_path: Path) -> None:
