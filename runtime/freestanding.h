@@ -4,9 +4,9 @@ typedef unsigned long u64;
 typedef unsigned int u32;
 
 #if defined(__x86_64__)
-enum { READ = 0, WRITE = 1, CLOSE = 3, FSTAT = 5, LSEEK = 8, MMAP = 9, RT_SIGPROCMASK = 14, IOCTL = 16, WRITEV = 20,
-       GETPID = 39, SENDMSG = 46, RECVMSG = 47, GETSOCKOPT = 55, CLONE = 56, EXECVE = 59, WAIT4 = 61, KILL = 62,
-       FCNTL = 72, FTRUNCATE = 77, SETSID = 112, EXIT_GROUP = 231, OPENAT = 257, READLINKAT = 267, PPOLL = 271,
+enum { READ = 0, WRITE = 1, CLOSE = 3, FSTAT = 5, LSEEK = 8, MMAP = 9, RT_SIGPROCMASK = 14, IOCTL = 16, PREAD = 17,
+       WRITEV = 20, GETPID = 39, SENDMSG = 46, RECVMSG = 47, GETSOCKOPT = 55, CLONE = 56, EXECVE = 59, WAIT4 = 61,
+       KILL = 62, FCNTL = 72, FTRUNCATE = 77, SETSID = 112, EXIT_GROUP = 231, OPENAT = 257, READLINKAT = 267, PPOLL = 271,
        SIGNALFD4 = 289, DUP3 = 292, PIPE2 = 293, MEMFD_CREATE = 319 };
 static long sys6(long n, long a, long b, long c, long d, long e, long f)
 {
@@ -21,7 +21,7 @@ static long sys6(long n, long a, long b, long c, long d, long e, long f)
 #define START __asm__(".globl _start\n_start:\n xor %ebp,%ebp\n mov %rsp,%rdi\n and $-16,%rsp\n call entry\n")
 #elif defined(__aarch64__)
 enum { READ = 63, WRITE = 64, CLOSE = 57, FSTAT = 80, LSEEK = 62, MMAP = 222, RT_SIGPROCMASK = 135, IOCTL = 29,
-       WRITEV = 66, GETPID = 172, SENDMSG = 211, RECVMSG = 212, GETSOCKOPT = 209, CLONE = 220, EXECVE = 221, WAIT4 = 260,
+       WRITEV = 66, PREAD = 67, GETPID = 172, SENDMSG = 211, RECVMSG = 212, GETSOCKOPT = 209, CLONE = 220, EXECVE = 221, WAIT4 = 260,
        KILL = 129, FCNTL = 25, FTRUNCATE = 46, SETSID = 157, EXIT_GROUP = 94, OPENAT = 56, READLINKAT = 78, PPOLL = 73,
        SIGNALFD4 = 74, DUP3 = 24, PIPE2 = 59, MEMFD_CREATE = 279 };
 static long sys6(long n, long a, long b, long c, long d, long e, long f)

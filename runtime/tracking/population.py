@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from array import array
 from collections.abc import Iterable, Iterator
 
 from runtime.tracking import pagemap
@@ -12,6 +13,7 @@ from runtime.tracking.ranges import Range, merged
 
 _PIECE = 1 << 30  # bytes of address space whose entries are read at once: 2 MiB of them
 _OCCUPIED = pagemap.PRESENT | pagemap.SWAPPED
+_ENTRY = 8
 
 
 @contextlib.contextmanager
@@ -38,19 +40,20 @@ def populated(fd: int, ranges: Iterable[Range]) -> list[Range]:
     return merged(found)
 
 
-def having(entries: Iterable[int], start: int, bits: int) -> list[Range]:
-    """The ranges of pages, the first of them at START, whose entries have one of BITS."""
+def having(entries: array[int], start: int, bits: int) -> list[Range]:
+    """The ranges of pages, the first of them at START, whose entries have one of BITS, all of which are in one byte.
+
+    Nothing here is done for each page in Python, of which a GiB has 262,144.
+    """
+    byte = (bits.bit_length() - 1) // 8
+    wanted = bits >> byte * 8
+    table = bytes(1 if value & wanted else 0 for value in range(256))
+    marks = entries.tobytes()[byte::_ENTRY].translate(table)
     found: list[Range] = []
-    begun = -1
-    at = start
-    for entry in entries:
-        if entry & bits:
-            if begun < 0:
-                begun = at
-        elif begun >= 0:
-            found.append((begun, at))
-            begun = -1
-        at += PAGE
-    if begun >= 0:
-        found.append((begun, at))
+    begin = marks.find(1)
+    while begin >= 0:
+        end = marks.find(0, begin)
+        end = end if end >= 0 else len(marks)
+        found.append((start + begin * PAGE, start + end * PAGE))
+        begin = marks.find(1, end)
     return found

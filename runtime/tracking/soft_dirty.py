@@ -121,7 +121,8 @@ class SoftDirty:
                     for vma in vmas:
                         if _trackable(vma):
                             read.append((vma.start, pagemap.entries(fd, vma.start, vma.end)))
-                _clear(pid)
+                if not frozen:  # it's the last question, and clearing takes as long as reading
+                    _clear(pid)
         except _Untouchable as reason:
             process.why_not, process.watched, process.populated = str(reason), [], []
             process.vmas = [vma for vma in mappings(pid) if self._select(vma)]

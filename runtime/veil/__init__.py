@@ -2,9 +2,9 @@
 
 A dump with `--lazy-pages` leaves the pages in place, but CRIU still drains each of them into pipes and writes an entry
 for it: 75 ms per GiB inside the frozen window. It finds the pages with the ioctl PAGEMAP_SCAN on /proc/PID/pagemap
-(criu/pagemap-cache.c). So a small library of ours is preloaded into CRIU (preload.c), whose ioctl() does these scans
-around the ranges that we carry. Which these are it asks once per process, when CRIU comes to it; then everything is
-frozen already.
+(criu/pagemap-cache.c), or before Linux 6.7 by reading that file. So a small library of ours is preloaded into CRIU
+(preload.c), whose ioctl() does these scans around the ranges that we carry, and whose pread() blanks their entries.
+Which these are it asks once per process, when CRIU comes to it; then everything is frozen already.
 
     veil.py      the caller's side: starting CRIU so, and answering what is hidden
     preload.c    inside CRIU
@@ -22,6 +22,4 @@ What processes share is hidden as a whole, object by object: CRIU looks for data
 
 What must not be hidden of a process's own: anything but anonymous private memory (a hidden page of a private file
 mapping would come back as the file's), and the stack of the first thread, which CRIU wants itself. See docs/warm.md.
-
-Needs a kernel with PAGEMAP_SCAN (6.7). Without it CRIU reads /proc/PID/pagemap, past us: Unsupported.
 """

@@ -1,8 +1,9 @@
 /* Preloaded into CRIU: it does not see the pages that we carry ourselves.
  *
- * Interposes ioctl(2) of the C library. A scan for content of /proc/PID/pagemap is done in pieces, around the ranges
- * that are hidden for PID; everything else goes to the kernel as it is. What to hide is asked once per process, over
- * the socket $CKPT_VEIL_FD: we send its id (u32) and get a count (u32, all ones: refused) and pairs of u64.
+ * Interposes ioctl(2) and pread(2) of the C library. A PAGEMAP_SCAN for content is done in pieces, around the ranges
+ * that are hidden for PID; where the kernel has no such call (before 6.7) CRIU reads the entries, and those of hidden
+ * pages say that there is none. Everything else goes to the kernel as it is. What to hide is asked once per process,
+ * over the socket $CKPT_VEIL_FD: we send its id (u32) and get a count (u32, all ones: refused) and pairs of u64.
  *
  * Interposes lseek(2) as well: memory that is shared (a memfd, or anonymous) is a file to CRIU, which asks where its data
  * begins (SEEK_DATA). Of a file that we carry there is none. That is asked over the same socket: all ones (u32) in place
@@ -19,6 +20,8 @@
 #define PAGEMAP_SCAN 0xc0606610ul
 #define CONTENT ((1ul << 3) | (1ul << 4)) /* PAGE_IS_PRESENT, PAGE_IS_SWAPPED */
 #define GUARD (1ul << 8)
+#define ENTRY_GUARD (1ul << 58) /* of an entry: a guard region, which CRIU restores itself */
+#define PAGE 4096
 #define EIO 5
 #define EINTR 4
 #define ENXIO 6
@@ -178,7 +181,7 @@ static long scan_around(int fd, struct scan *asked, struct hidden *task)
 			if (result < 0) return result;
 			for (i = 0; i < (u64)result && asked->vec_len; i++) {
 				struct region *one = (struct region *)asked->vec + found + i;
-				pages += (one->end - one->start) / 4096;
+				pages += (one->end - one->start) / PAGE;
 			}
 			found += (u64)result;
 			if (piece.walk_end < until) {
@@ -218,3 +221,50 @@ __attribute__((visibility("default"))) long lseek64(int fd, long offset, int whe
 }
 
 __attribute__((visibility("default"), alias("lseek64"))) long lseek(int fd, long offset, int whence);
+
+/* Entries that were read, SIZE bytes of them at OFFSET, without what is hidden. */
+static void blank(char *entries, u64 size, u64 offset, struct hidden *task)
+{
+	u64 first = offset / 8, count = size / 8, low, high, at;
+	u64 *entry = (u64 *)entries;
+	u32 n;
+
+	for (n = 0; n < task->count; n++) {
+		low = task->pairs[n][0] / PAGE;
+		high = task->pairs[n][1] / PAGE;
+		if (high <= first) continue;
+		if (low >= first + count) break;
+		for (at = low > first ? low : first; at < high && at < first + count; at++) entry[at - first] &= ENTRY_GUARD;
+	}
+}
+
+/* off_t has 64 bits on both processors. */
+static long read_at(int fd, void *data, u64 size, long offset)
+{
+	long result = sys(PREAD, fd, data, size, offset);
+	struct hidden *task;
+	u32 pid;
+
+	if (result > 0 && control_fd() >= 0 && (pid = whose(fd))) {
+		task = hidden_of(pid);
+		if (!task || (offset | result) % 8)
+			result = -EIO;
+		else
+			blank(data, (u64)result, (u64)offset, task);
+	}
+	return given(result);
+}
+
+__attribute__((visibility("default"))) long pread64(int fd, void *data, u64 size, long offset)
+{
+	return read_at(fd, data, size, offset);
+}
+
+__attribute__((visibility("default"), alias("pread64"))) long pread(int fd, void *data, u64 size, long offset);
+
+/* What a CRIU that was built with _FORTIFY_SOURCE calls; the room was looked at by the compiler, or is here. */
+__attribute__((visibility("default"))) long __pread64_chk(int fd, void *data, u64 size, long offset, u64 room)
+{
+	if (size > room) __builtin_trap();
+	return read_at(fd, data, size, offset);
+}

@@ -12,9 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from runtime import preload
-from runtime.errors import Unsupported
 from runtime.freestanding import library
-from runtime.tracking import pagemap
 
 log = logging.getLogger(__name__)
 
@@ -33,15 +31,7 @@ HideShared = Callable[[int, int], bool]
 
 
 def require(cache: Path) -> None:
-    """Raises Unsupported where the kernel lacks PAGEMAP_SCAN: CRIU then looks past the veil; NotFound without a
-    compiler and without a library in CACHE.
-    """
-    if not pagemap.supports_scan():
-        raise Unsupported(
-            doing="hiding pages from",
-            target="CRIU",
-            why="this kernel has no PAGEMAP_SCAN (Linux 6.7)",
-        )
+    """Raises NotFound without a compiler and without a library in CACHE."""
     library(SOURCE, cache)
 
 

@@ -165,12 +165,7 @@ def seccomp() -> Row:
         return Row(
             "seccomp", "no", "bad", consequence, "a kernel with CONFIG_SECCOMP_FILTER, or --seccomp"
         )
-    if "user_notif" not in actions:
-        consequence = "downtime of a warm migration grows with memory"
-        return Row(
-            "seccomp", "filters, no notifications", "warn", consequence, "Linux 5.0 or newer"
-        )
-    return Row("seccomp", "filters and notifications")
+    return Row("seccomp", "filters")
 
 
 def ptrace() -> Row:

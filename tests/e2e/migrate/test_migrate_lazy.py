@@ -15,7 +15,7 @@ from tests.e2e.migrate.world import World, eventually, kill
 from tests.lab.lab import Host
 
 __all__ = ["load"]  # a fixture
-pytestmark = [needs.root, needs.criu, needs.compiler, needs.kernel("6.7")]
+pytestmark = [needs.root, needs.criu, needs.compiler]
 
 
 @pytest.fixture(autouse=True)

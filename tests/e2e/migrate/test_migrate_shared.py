@@ -15,7 +15,7 @@ from tests import needs
 from tests.e2e.migrate.world import World, eventually
 from tests.lab.lab import Host
 
-pytestmark = [needs.root, needs.criu, needs.compiler, needs.kernel("6.7")]
+pytestmark = [needs.root, needs.criu, needs.compiler]
 
 MIB = 64
 SOURCE = Path(__file__).with_name("sharer.c")

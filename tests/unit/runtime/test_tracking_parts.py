@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from array import array
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -41,9 +43,12 @@ def test_difference_and_intersection_are_those_of_sets(left, right):
     assert without(a, b) == merged(without(a, b))
 
 
-@given(st.lists(st.booleans(), max_size=40))
-def test_page_entries_become_ranges(flags):
-    found = having([2 if flag else 1 for flag in flags], 0x1000 * 7, 2)
+@given(st.lists(st.booleans(), max_size=40), st.sampled_from([1 << 1, 3 << 62, 1 << 55]))
+def test_page_entries_become_ranges(flags, bits):
+    set_bit = bits & -bits  # one of them is enough
+    entries = array("Q", [set_bit if flag else ~bits & _M64 for flag in flags])
+    found = having(entries, 0x1000 * 7, bits)
+    assert canonical(found)
     pages = {at // 0x1000 for at in points([(a, b) for a, b in found]) if at % 0x1000 == 0}
     assert pages == {7 + n for n, flag in enumerate(flags) if flag}
 
