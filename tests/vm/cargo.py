@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 from tests.vm.image import CannotBuild
@@ -29,13 +30,15 @@ WHEELS = "/lab/wheels"
 CHECKOUT = "/lab/ckpt"
 PIP = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": WHEELS, "PIP_NO_CACHE_DIR": "1"}
 _KEPT = 3
+_NOT_THERE = ("docs/", "tests/vm/", ".ci/")
+"""Nothing in a guest reads these: a change there is no reason to install anew, which takes minutes."""
 
 
 def cargo(python: str) -> Path:
     """A file system image for guests with PYTHON ("3.13"), made if anything changed. Raises CannotBuild."""
     wheels = wheels_for(python)
     if commit := os.environ.get("CKPT_VM_COMMIT"):
-        with tempfile.TemporaryDirectory(prefix=".commit-", dir=CACHE) as folder:
+        with tempfile.TemporaryDirectory(prefix=f".commit-{os.getpid()}-", dir=CACHE) as folder:
             files = _extract(commit, Path(folder))
             return _made(Path(folder), files, wheels)
     return _made(REPO, checkout_files(), wheels)
@@ -47,7 +50,7 @@ def _extract(commit: str, folder: Path) -> list[str]:
     packed = subprocess.run(archive, stdout=subprocess.PIPE, check=True).stdout
     subprocess.run(["tar", "-xf", "-", "-C", str(folder)], input=packed, check=True)
     paths = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(str(path.relative_to(folder)) for path in paths)
+    return _wanted(str(path.relative_to(folder)) for path in paths)
 
 
 def _made(source: Path, files: list[str], wheels: Path) -> Path:
@@ -69,10 +72,14 @@ def _made(source: Path, files: list[str], wheels: Path) -> Path:
 
 
 def checkout_files() -> list[str]:
-    """Paths of the working tree's files, ignored ones left out, relative to it."""
+    """Paths of the working tree's files, ignored ones and _NOT_THERE left out, relative to it."""
     command = ["git", "-C", str(REPO), "ls-files", "-z", "-co", "--exclude-standard"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return sorted(name for name in listed.split("\0") if name and (REPO / name).is_file())
+    return _wanted(name for name in listed.split("\0") if name and (REPO / name).is_file())
+
+
+def _wanted(names: Iterable[str]) -> list[str]:
+    return sorted(name for name in names if not name.startswith(_NOT_THERE))
 
 
 def _digest(source: Path, files: list[str], *more: str) -> str:

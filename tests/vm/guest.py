@@ -23,6 +23,8 @@ from tests.vm.image import Image, keys
 from tests.vm.segment import Segment
 from tests.vm.settings import CPU, GUESTS, KERNEL_ARGUMENTS, MEMORY_MB, SUBNET
 
+PATIENCE = 600
+"""Seconds for a guest to come or go: 15 to 35 on two idle cores, many times that beside other work."""
 _BAD_SIGNS = ("Kernel panic", "Oops:", "BUG: ", "general protection fault")
 
 
@@ -131,12 +133,13 @@ class Guest:
         # The pid may have been given to somebody else since.
         return pid if os.fsencode(self.directory) in command else None
 
-    def wait(self, seconds: float = 240) -> None:
+    def wait(self, seconds: float = PATIENCE) -> None:
         """Until it answers over SSH. Raises GuestError."""
         deadline = time.monotonic() + seconds
         while True:
+            # Logging in alone may take most of a minute on a busy machine: ended too early, it begins anew for ever.
             with contextlib.suppress(subprocess.TimeoutExpired):
-                if self.run("true", check=False, timeout=20).returncode == 0:
+                if self.run("true", check=False, timeout=120).returncode == 0:
                     return
             if self.pid() is None:
                 raise GuestError(f"guest {self.name} went off:\n{self.tail()}")
@@ -158,7 +161,7 @@ class Guest:
                 os.kill(pid, signal.SIGKILL)
         self._off()
 
-    def wait_off(self, seconds: float = 240) -> None:
+    def wait_off(self, seconds: float = PATIENCE) -> None:
         """Until it has switched itself off: QEMU ends when a guest restarts, too. Raises GuestError."""
         self._off(seconds)
 

@@ -101,7 +101,7 @@ def commands() -> list[str]:
 
 def _install(base: Image, freight: Path, folder: Path, segment: Segment) -> None:
     log.info("installing ckpt on Debian %s", base.info["suite"])
-    with tempfile.TemporaryDirectory(prefix=".installing-", dir=CACHE) as work:
+    with tempfile.TemporaryDirectory(prefix=f".installing-{os.getpid()}-", dir=CACHE) as work:
         guest = Guest("a", base, segment, Path(work), cargo=freight)
         began = time.monotonic()
         try:

@@ -15,14 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 
+from tests.vm import leftovers
 from tests.vm.cargo import cargo, wheels_for
 from tests.vm.guest import Guest
 from tests.vm.image import CannotBuild, image, keys
@@ -79,8 +78,9 @@ def attempt(segment: Segment, source: Host, destination: Host, mode: str) -> str
         place.run("ckpt rm -f mover")
         if done.returncode == 0:
             report = json.loads(done.stdout)
+            how = f" by {report['tracker']}" if report.get("tracker") else ""
             return (
-                f"moved: still for {report['downtime_ms'] / 1e3:.1f} s,"
+                f"moved{how}: still for {report['downtime_ms'] / 1e3:.1f} s,"
                 f" {report['total_ms'] / 1e3:.0f} s in all"
             )
         if done.returncode != 13:
@@ -96,8 +96,8 @@ class World:
     def __init__(self, words: list[str], *, set_up: bool) -> None:
         """SET_UP: guests begin with Debian alone."""
         self._set_up = set_up
-        self.segment = Segment(f"ckpt-vmp{os.getpid()}")
-        self.folder = Path(f"/var/tmp/ckpt-vmp{os.getpid()}")
+        self.segment = Segment(leftovers.name("p"))
+        self.folder = leftovers.FOLDERS / self.segment.name
         self._stack = ExitStack()
         self.hosts: list[Host] = []
         for letter, word in zip("ab", words, strict=True):
@@ -118,6 +118,7 @@ class World:
             )
 
     def __enter__(self) -> World:
+        leftovers.end_on_sigterm(self._stack.close)
         self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         self._stack.callback(self.segment.down)
         try:
@@ -167,6 +168,8 @@ def main(words: list[str]) -> int:
         print(f"pairs: {reason}", file=sys.stderr)
         return 1
     failed = 0
+    leftovers.end_on_sigterm()
+    leftovers.sweep()
     try:
         with World(given.hosts, set_up=given.set_up) as world:
             described = {host.name: describe(host) for host in world.hosts}

@@ -11,18 +11,20 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+from tests.vm import leftovers
 from tests.vm.image import CannotBuild
 from tests.vm.installed import READY, installed
 from tests.vm.settings import DEFAULT_SUITE, REPO, SUITES
 
 _TOOLS = ("qemu-system-x86_64", "qemu-img", "debootstrap", "mke2fs", "ip", "ssh", "ssh-keygen")
 _PACKAGES = "qemu-system-x86 qemu-utils debootstrap e2fsprogs iproute2 openssh-client"
-_ORDER = ("first", "migrate", "inside", "systemd", "reboot")
+_ORDER = ("first", "migrate", "services", "inside", "systemd", "reboot")
 
 
 def why_not() -> str:
@@ -50,6 +52,7 @@ def suites() -> list[str]:
 def main(options: list[str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     began = time.monotonic()
+    leftovers.end_on_sigterm()
     chosen = [os.environ.get(name) for name in ("SUITE", "SUITE_B")]
     wanted = [suite for suite in chosen if suite] or [DEFAULT_SUITE]
     if unknown := set(wanted) - set(SUITES):
@@ -57,9 +60,10 @@ def main(options: list[str]) -> int:
         return 2
     reason = why_not()
     if not reason:
+        leftovers.sweep()
         try:
             # Before pytest, whose time limits are for tests, and so that a mirror that fails isn't a failed test.
-            ready = [installed(suite, f"ckpt-vm{os.getpid()}") for suite in wanted]
+            ready = [installed(suite, leftovers.name()) for suite in wanted]
             os.environ[READY] = ":".join(str(one.folder) for one in ready)
         except CannotBuild as error:
             if "installing ckpt" in str(error):
@@ -79,9 +83,20 @@ def main(options: list[str]) -> int:
         "--durations=0",
     ]
     named = any(not option.startswith("-") and option.endswith(".py") for option in options)
-    done = subprocess.run([*command, *options, *([] if named else suites())], cwd=REPO)
+    status = _to_its_end([*command, *options, *([] if named else suites())])
     print(f"test-vm: {', '.join(wanted)}: {time.monotonic() - began:.0f} s in all")
-    return done.returncode
+    return status
+
+
+def _to_its_end(command: list[str]) -> int:
+    """pytest's exit status. Ctrl-C and SIGTERM are for us alone, who interrupt it: it then takes its guests down."""
+    with subprocess.Popen(command, cwd=REPO, process_group=0) as running:
+        try:
+            return running.wait()
+        except BaseException:
+            running.send_signal(signal.SIGINT)
+            running.wait()
+            raise
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ import logging
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.vm import leftovers
 from tests.vm.cargo import CHECKOUT, PIP, cargo, wheels_for
 from tests.vm.guest import Guest, GuestError
 from tests.vm.image import CannotBuild, image
@@ -97,6 +97,8 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     reason = why_not()
     if not reason:
+        leftovers.end_on_sigterm()
+        leftovers.sweep()
         try:
             made = image(os.environ.get("SUITE") or DEFAULT_SUITE)
             freight = cargo(made.info["python"])
@@ -106,12 +108,19 @@ def main() -> int:
         print(f"test-vm-smoke: skipped: {reason}", file=sys.stderr)
         return 1 if os.environ.get("CKPT_VM_REQUIRED") == "1" else 0
     step("image and wheels are there")
-    name = f"ckpt-vms{os.getpid()}"
-    segment, folder = Segment(name), Path("/var/tmp") / name
+    name = leftovers.name("s")
+    segment, folder = Segment(name), leftovers.FOLDERS / name
     a, b = (Guest(letter, made, segment, folder / letter, cargo=freight) for letter in "ab")
     near = Near(segment, folder / "near")
-    # As after Ctrl-C: nothing stays.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+    def clean_up() -> None:
+        for guest in (a, b):
+            guest.cut_power()
+        near.close()
+        segment.down()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    leftovers.end_on_sigterm(clean_up)
     try:
         smoke(a, b, near)
     except (AssertionError, GuestError, subprocess.SubprocessError) as error:
@@ -125,11 +134,7 @@ def main() -> int:
         print(f"test-vm-smoke: logs are in {LOGS}", file=sys.stderr)
         return 1
     finally:
-        for guest in (a, b):
-            guest.cut_power()
-        near.close()
-        segment.down()
-        shutil.rmtree(folder, ignore_errors=True)
+        clean_up()
     step("done")
     return 0
 
