@@ -12,9 +12,9 @@ import pytest
 
 from ckpt.ops.landing import Landing
 from runtime.errors import SystemFault
+from runtime.pager.client import Pager
 from runtime.pagesource.send import PageSender
 from runtime.pagesource.wire import SHARED_FROM, Shared
-from runtime.pager.client import Pager
 from tests import needs
 
 pytestmark = needs.root
