@@ -36,6 +36,9 @@ from runtime.tracking import choose, population
 from runtime.tracking.ranges import Range, common, merged, size, without
 from runtime.veil.carry import carryable, is_candidate
 
+NOTEWORTHY = 1 << 20
+"""Bytes of a process that nobody can track: less of it costs no pause worth a word."""
+
 Check = Callable[[], None]
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import zstandard
 
 from ckpt.ops import volumes
-from ckpt.ops.carry import has_memory
+from ckpt.ops.carry import NOTEWORTHY, has_memory
 from ckpt.ops.host import Host
 from ckpt.ops.leftover import Content, look
 from ckpt.ops.observe_shared import SharedWriting
@@ -167,7 +167,12 @@ class _Watch:
                     at += end - start
 
     def untracked(self) -> tuple[str, ...]:
-        reasons = {pid: self._tracker.why_all(pid) for pid in self._first}
+        """Those whose memory is large enough to matter: not every container's own init."""
+        reasons = {
+            pid: self._tracker.why_all(pid)
+            for pid, ranges in self._first.items()
+            if size(ranges) > NOTEWORTHY
+        }
         return tuple(f"process {pid}: {why}" for pid, why in reasons.items() if why)
 
     def sample(self) -> Sample:

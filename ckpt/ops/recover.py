@@ -31,6 +31,8 @@ from transport.protocol import Outcome, State
 Did = dict[str, Any]
 _AT_REST = (State.RUNNING, State.CLEANED, State.ABORTED)
 """What a journal may say of a container that is otherwise like any other."""
+SETTLING = 10.0
+"""Seconds that a person's word waits for who has a journal just now: an agent that was asked, and is ending."""
 REMEMBERED = 30 * 24 * 3600 * 10**9
 """Nanoseconds that a destination remembers what came here, for a source that was interrupted and asks."""
 
@@ -41,7 +43,7 @@ def recover(host: Host, *, only: str | None = None, assume: str | None = None) -
     done: list[Did] = []
     for entry in entries(host.paths.journals):
         if only is None or entry.id == only:
-            done.append(_migration(host, entry, assume))
+            done.append(_migration(host, entry, assume, wait=SETTLING if assume else 0))
     if only is not None:
         if not done:
             raise NotFound(

@@ -20,7 +20,7 @@ from typing import Any
 from ckpt.ops import stops
 from ckpt.ops.aside import Aside
 from ckpt.ops.assemble import complete
-from ckpt.ops.carry import Carrier, NotConverging
+from ckpt.ops.carry import NOTEWORTHY, Carrier, NotConverging
 from ckpt.ops.convergence import Limits
 from ckpt.ops.departure import Departure
 from ckpt.ops.outgoing import Target
@@ -30,8 +30,6 @@ from runtime.pagesource.keep import PageKeeper
 
 LIMITS = Limits(max_downtime=0.01)
 """A round costs no lane here, and the last one goes on beside CRIU's own work, which takes several times as long."""
-NOTEWORTHY = 1 << 20
-"""Bytes of a process that nobody can track: less of it costs no pause worth a word."""
 _SPARE = 16 << 20
 
 

@@ -135,8 +135,8 @@ class Box:
         )
 
     def _ending(self) -> list[str]:
-        """Monitors whose last act is still under way."""
-        return self._with(f"--root\0{self.root}\0internal\0ended")
+        """What monitors have called for and is still under way: their last act, help for what was abandoned."""
+        return self._with(f"--root\0{self.root}\0internal\0")
 
     def _with(self, words: str) -> list[str]:
         """Processes that have WORDS, joined by NUL, in their command line."""

@@ -30,7 +30,8 @@ while not os.path.exists("/tmp/stop"):
     os.write(1, lines.encode())
     os.write(2, lines.encode())
     number += 500
-    time.sleep(0.02)
+    # Fast until a follower's buffers are full. Then slowly: on a busy machine logs would be rotated away.
+    time.sleep(0.02 if number < 100_000 else 0.2)
 os.write(1, b"end\\n")
 """
 LISTENER = """

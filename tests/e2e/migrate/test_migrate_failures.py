@@ -306,10 +306,10 @@ def recovered(
 
 
 def quick(world: World) -> dict[str, str]:
-    """An SSH configuration that gives up a silent link soon."""
+    """An SSH configuration that gives up a silent link soon; not so soon that a busy machine does."""
     config = world.scratch / "config"
     config.write_text(
-        "ConnectTimeout 2\nServerAliveInterval 1\nServerAliveCountMax 3\n"
+        "ConnectTimeout 5\nServerAliveInterval 1\nServerAliveCountMax 8\n"
         + world.lab.login.config.read_text()
     )
     return {"CKPT_SSH_CONFIG": str(config)}

@@ -85,6 +85,7 @@ class World:
         self.scratch = scratch
         self.a, self.b = lab["a"], lab["b"]
         self._clients: list[Client] = []
+        self._begun: subprocess.Popen[str] | None = None
         self.words: tuple[str, ...] = ()
         """Options of every migration, before the test's own."""
 
@@ -124,12 +125,13 @@ class World:
 
     def begin(self, *words: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
         """The same, in the background."""
-        return self.a.popen(
+        self._begun = self.a.popen(
             ["ckpt", "migrate", "w", "b", *self.words, *words],
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        return self._begun
 
     def stop_at(self, point: str, what: str, *, there: bool = False) -> dict[str, str]:
         """The environment that makes a migration stop at POINT, at the source or THERE."""
@@ -141,7 +143,12 @@ class World:
 
     def reached(self, point: str) -> None:
         path = (self.scratch / point).with_suffix(".reached")
-        eventually(f"{point} is reached", path.exists)
+        try:
+            eventually(f"{point} is reached", path.exists)
+        except AssertionError as error:
+            if self._begun is not None and self._begun.poll() and self._begun.stderr is not None:
+                error.add_note(f"the migration had ended: {self._begun.stderr.read()}")
+            raise
 
     def go_on(self, point: str) -> None:
         (self.scratch / point).with_suffix(".go").touch()
