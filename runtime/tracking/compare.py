@@ -12,18 +12,16 @@ for what the other trackers can't answer for: shared memory, processes that can'
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from blake3 import blake3
 
-from runtime.errors import NotFound
 from runtime.tracking import population
-from runtime.tracking.identity import Identity, ended
 from runtime.tracking.pagemap import PAGE
 from runtime.tracking.ranges import Range, merged, without
 from runtime.tracking.tracker import Select
 from runtime.tracking.vmas import Vma, mappings, programs
+from runtime.tracking.watching import Watched, Watching
 
 _DIGEST = 16
 _CHUNK_PAGES = 256
@@ -32,11 +30,9 @@ _UNKNOWN = bytes(_DIGEST)
 
 
 @dataclass(slots=True)
-class _Process:
-    identity: Identity
+class _Process(Watched):
     chunks: dict[int, bytearray] = field(default_factory=dict)
     """By address // _CHUNK: a digest for each page, zeros where the caller has nothing."""
-    vmas: list[Vma] = field(default_factory=list)
 
     def digest(self, page: int) -> bytes:
         chunk = self.chunks.get(page // _CHUNK)
@@ -53,40 +49,20 @@ class _Process:
         chunk[at : at + _DIGEST] = digest
 
 
-class Compare:
+class Compare(Watching[_Process]):
     """A `Tracker`."""
 
     name = "compare"
     compares = True
 
     def __init__(self, select: Select = programs) -> None:
-        self._select = select
-        self._processes: dict[int, _Process] = {}
+        super().__init__(_Process, select)
         # A key of our own: nobody can prepare two pages with the same digest.
         self._key = os.urandom(32)
         self._zeros = self._digest(bytes(PAGE))
 
     def _digest(self, page: bytes | memoryview) -> bytes:
         return blake3(page, key=self._key).digest(length=_DIGEST)
-
-    def start(self, pids: Iterable[int]) -> None:
-        for pid in pids:
-            try:
-                self._process(pid)
-            except NotFound:
-                continue
-
-    def vmas(self, pid: int) -> list[Vma]:
-        process = self._processes.get(pid)
-        return list(process.vmas) if process is not None else []
-
-    def why_all(self, pid: int) -> str:
-        return "" if pid in self._processes else "it isn't tracked"
-
-    def stop(self) -> None:
-        for process in self._processes.values():
-            process.identity.close()
-        self._processes.clear()
 
     def taken(self, pid: int, start: int, data: bytes | memoryview) -> None:
         process = self._processes.get(pid)
@@ -117,24 +93,7 @@ class Compare:
             finally:
                 os.close(memory)
         except (FileNotFoundError, ProcessLookupError) as error:
-            self._gone(pid)
-            raise ended(pid) from error
-
-    def _process(self, pid: int) -> _Process:
-        process = self._processes.get(pid)
-        if process is not None:
-            try:
-                process.identity.check()
-                return process
-            except NotFound:
-                self._gone(pid)
-        process = self._processes[pid] = _Process(Identity(pid))
-        return process
-
-    def _gone(self, pid: int) -> None:
-        process = self._processes.pop(pid, None)
-        if process is not None:
-            process.identity.close()
+            raise self._gone(pid) from error
 
     def _forget_unmapped(self, process: _Process, vmas: list[Vma]) -> None:
         """The caller has dropped what isn't mapped any more: should the same come back there, it is new."""

@@ -17,17 +17,17 @@ import logging
 import os
 import time
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from runtime import proc
-from runtime.errors import NotFound, Unsupported
+from runtime.errors import Unsupported
 from runtime.tracking import pagemap, ptrace
-from runtime.tracking.identity import Identity, ended
 from runtime.tracking.population import having, opened
 from runtime.tracking.ranges import Range, common, merged, without
 from runtime.tracking.tracker import Select
 from runtime.tracking.vmas import Vma, anonymous, mappings
+from runtime.tracking.watching import Watched, Watching
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +38,12 @@ _STOP_SECONDS = 1.0
 
 
 @dataclass(slots=True)
-class _Process:
-    identity: Identity
-    why_not: str = ""
-    vmas: list[Vma] = field(default_factory=list)
+class _Process(Watched):
     watched: list[Range] = field(default_factory=list)
     populated: list[Range] = field(default_factory=list)
 
 
-class SoftDirty:
+class SoftDirty(Watching[_Process]):
     """A `Tracker`."""
 
     name = "soft-dirty"
@@ -61,54 +58,18 @@ class SoftDirty:
                 why="this kernel has none",
                 hint="CONFIG_MEM_SOFT_DIRTY",
             )
-        self._select = select
-        self._processes: dict[int, _Process] = {}
-
-    def start(self, pids: Iterable[int]) -> None:
-        for pid in pids:
-            with contextlib.suppress(NotFound):
-                self._process(pid)
-
-    def vmas(self, pid: int) -> list[Vma]:
-        process = self._processes.get(pid)
-        return list(process.vmas) if process is not None else []
-
-    def why_all(self, pid: int) -> str:
-        process = self._processes.get(pid)
-        return process.why_not if process is not None else "it isn't tracked"
-
-    def taken(self, pid: int, start: int, data: bytes | memoryview) -> None:
-        """The kernel knows what is written; it needn't be told what was read."""
+        super().__init__(_Process, select)
 
     def stop(self) -> None:
         """Nothing to take back: cleared bits mean nothing to anybody else."""
         release_stuck()
-        for process in self._processes.values():
-            process.identity.close()
-        self._processes.clear()
+        super().stop()
 
     def dirty(self, pid: int, *, frozen: bool = False) -> list[Range]:
         try:
             return self._dirty(self._process(pid), frozen)
         except (FileNotFoundError, ProcessLookupError) as error:
-            self._gone(pid)
-            raise ended(pid) from error
-
-    def _process(self, pid: int) -> _Process:
-        process = self._processes.get(pid)
-        if process is not None:
-            try:
-                process.identity.check()
-                return process
-            except NotFound:
-                self._gone(pid)
-        process = self._processes[pid] = _Process(Identity(pid))
-        return process
-
-    def _gone(self, pid: int) -> None:
-        process = self._processes.pop(pid, None)
-        if process is not None:
-            process.identity.close()
+            raise self._gone(pid) from error
 
     def _dirty(self, process: _Process, frozen: bool) -> list[Range]:
         pid = process.identity.pid

@@ -48,11 +48,11 @@ from runtime.errors import NotFound, RuntimeFault, Unsupported
 from runtime.syscalls import MACHINE
 from runtime.tracking import pagemap, uffd
 from runtime.tracking.guard import Guard
-from runtime.tracking.identity import Identity, ended
 from runtime.tracking.pagemap import Scanner
 from runtime.tracking.ranges import Range, common, merged, without
 from runtime.tracking.tracker import Select
 from runtime.tracking.vmas import Vma, anonymous, mappings
+from runtime.tracking.watching import Watched, Watching
 
 log = logging.getLogger(__name__)
 
@@ -74,13 +74,10 @@ class _OtherMemory(Exception):
 
 
 @dataclass(slots=True)
-class _Process:
-    identity: Identity
+class _Process(Watched):
     uffd: int = -1
-    why_not: str = ""
     refused: bool = False
     """For good: asking again is of no use."""
-    vmas: list[Vma] = field(default_factory=list)
     registered: list[Range] = field(default_factory=list)
     empty: list[Range] = field(default_factory=list)
 
@@ -94,10 +91,10 @@ class _Process:
 
     def close(self) -> None:
         self.forget_memory()
-        self.identity.close()
+        Watched.close(self)  # super() doesn't know a class with slots
 
 
-class WpAsync:
+class WpAsync(Watching[_Process]):
     """A `Tracker`."""
 
     name = "wp-async"
@@ -112,9 +109,8 @@ class WpAsync:
                 why="this host has no WP_ASYNC and PAGEMAP_SCAN on x86-64",
                 hint="Linux 6.7 or newer",
             )
-        self._select = select
+        super().__init__(_Process, select)
         self._guard = Guard()
-        self._processes: dict[int, _Process] = {}
         self.stopped_ns: dict[int, int] = {}
         """For how long each process's main thread was stopped to begin with."""
 
@@ -123,21 +119,8 @@ class WpAsync:
             with contextlib.suppress(NotFound):
                 self._attach(self._process(pid))
 
-    def vmas(self, pid: int) -> list[Vma]:
-        process = self._processes.get(pid)
-        return list(process.vmas) if process is not None else []
-
-    def why_all(self, pid: int) -> str:
-        process = self._processes.get(pid)
-        return process.why_not if process is not None else "it isn't tracked"
-
-    def taken(self, pid: int, start: int, data: bytes | memoryview) -> None:
-        """The kernel knows what is written; it needn't be told what was read."""
-
     def stop(self) -> None:
-        for process in self._processes.values():
-            process.close()
-        self._processes.clear()
+        super().stop()
         self._guard.close()
 
     def dirty(self, pid: int, *, frozen: bool = False) -> list[Range]:
@@ -154,24 +137,6 @@ class WpAsync:
             return merged((vma.start, vma.end) for vma in process.vmas)
         except (ProcessLookupError, FileNotFoundError) as error:
             raise self._gone(pid) from error
-
-    def _gone(self, pid: int) -> NotFound:
-        process = self._processes.pop(pid, None)
-        if process is not None:
-            process.close()
-        return ended(pid)
-
-    def _process(self, pid: int) -> _Process:
-        process = self._processes.get(pid)
-        if process is not None:
-            try:
-                process.identity.check()
-            except NotFound:
-                self._gone(pid)
-                process = None
-        if process is None:
-            process = self._processes[pid] = _Process(Identity(pid))
-        return process
 
     def _attach(self, process: _Process) -> bool:
         """Open its userfaultfd; whether there is one now."""
