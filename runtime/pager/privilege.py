@@ -82,7 +82,7 @@ class _State(dict[str, Any]):
         except ValueError:
             content = {}  # written by halves when the host went down; then the sysctl is the boot's again
         super().__init__(value=content.get("value"), holders=[])
-        self["holders"] = [holder for holder in content.get("holders", []) if _alive(holder)]
+        self["holders"] = [holder for holder in content.get("holders", []) if is_alive(holder)]
         self._fd = fd
         self._path = path
 
@@ -118,7 +118,8 @@ def _identity(pid: int) -> str:
     return f"{pid}:{boot_ticks(pid)}"
 
 
-def _alive(identity: str) -> bool:
+def is_alive(identity: str) -> bool:
+    """Whether that holder, as the ledger names it, still runs."""
     try:
         return _identity(int(identity.partition(":")[0])) == identity
     except (OSError, ValueError, IndexError):

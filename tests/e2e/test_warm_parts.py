@@ -24,6 +24,7 @@ from runtime.veil.veil import Veil
 from tests import needs, runtag
 from tests.e2e.warm_lab.lab import Hog, started, until
 from tests.e2e.warm_lab.move import dumped, moved, task_number
+from tests.hosts_own import unprivileged_userfaultfd
 
 PAGE = 4096
 pytestmark = [needs.root, needs.criu, needs.pycriu, needs.compiler]
@@ -276,7 +277,7 @@ def test_threads_and_processes_move(lab: Path) -> None:
 
 
 def test_a_container_in_a_user_namespace_moves(lab: Path) -> None:
-    before = privilege.SYSCTL.read_text()
+    before = unprivileged_userfaultfd()
     with (
         started(lab, threads=2, children=1, base=1 << 20) as hog,
         privilege.allowed(),
@@ -284,7 +285,7 @@ def test_a_container_in_a_user_namespace_moves(lab: Path) -> None:
     ):
         assert move.status.fork_events
         assert_goes_on(move.hog, processes=2)
-    assert privilege.SYSCTL.read_text() == before
+    assert unprivileged_userfaultfd() == before
 
 
 def test_a_pager_whose_worker_is_killed_moves_it_all_the_same(lab: Path) -> None:

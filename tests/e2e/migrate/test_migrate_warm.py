@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.workload import Ticks, build
-from runtime.pager import privilege
 from runtime.tracking import choose
 from tests import needs
 from tests.e2e.migrate.world import World, eventually
+from tests.hosts_own import unprivileged_userfaultfd
 from tests.lab.lab import Host
 
 pytestmark = [needs.root, needs.criu, needs.compiler]
@@ -140,10 +140,10 @@ def test_killed_while_memory_travels_it_runs_on_at_the_source(
 
 
 def test_the_host_allows_userfaultfd_only_as_long_as_it_is_needed(world: World) -> None:
-    before = privilege.SYSCTL.read_text()
+    before = unprivileged_userfaultfd()
     world.run("-m", "8")
     world.migrate("--mode", "warm")
-    assert privilege.SYSCTL.read_text() == before
+    assert unprivileged_userfaultfd() == before
 
 
 def test_a_container_that_came_warm_can_be_dumped_at_once(world: World, load: Load) -> None:
