@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.transport.migration_model import ID, Broken, World, a_fault
@@ -80,7 +80,7 @@ def story(parents: dict[object, tuple[object, str]], key: object) -> list[str]:
     return lines[::-1]
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=300)
 @given(st.lists(st.integers(0, 1 << 16), max_size=250), st.integers(3, 12))
 def test_any_interleaving_with_many_faults_leaves_one_copy(choices: list[int], faults: int) -> None:
     world = World.new(faults)
