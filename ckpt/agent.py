@@ -30,6 +30,7 @@ from ckpt.ops.preflight import available_memory, destination_facts, destination_
 from ckpt.ops.probe import Trial
 from ckpt.ops.restore import Incoming
 from images.manifest import Manifest
+from images.moving import FOR_EVER
 from runtime.errors import Conflict, NotFound, SystemFault, TimedOut
 from transport.conversation import Conversation, Facts
 from transport.errors import ProtocolFault
@@ -226,7 +227,7 @@ class Agent:
         if mode in ("warm", "lazy"):
             self._pages_lane = self.another_lane(stop)
             limit = available_memory()
-            self._landing = Landing(self._pages_lane.fd, limit=limit, lazy=mode == "lazy")
+            self._landing = Landing(self._pages_lane.fd, limit=limit)
             if mode == "lazy":
                 self._pages.expect(self._landing, self.another_lane(stop))
 
@@ -244,7 +245,9 @@ class Agent:
             stops.reached("begun", stop)
             return arrival
 
-        self._incoming = Incoming(self._lane.fd, arrive)
+        # While memory travels on its own lane there is nothing to be said here, and before that nothing there. Whether
+        # the source lives is known from its heartbeat.
+        self._incoming = Incoming(self._lane.fd, arrive, stall=FOR_EVER)
         self._incoming.start()
         # CRIU is started before the frozen window, and waits for its first image.
         self._restoring = threading.Thread(target=self._restore, name="restore", daemon=True)

@@ -36,6 +36,8 @@ BUFFER = 1 << 20
 """Bytes of the copy buffer, and the size asked for pipes: the default fs.pipe-max-size."""
 STALL = 60.0
 """Seconds without a byte after which the other end counts as dead."""
+FOR_EVER = float("inf")
+"""In its place where silence means nothing: another link tells whether the other end lives."""
 
 _SPLICE = os.SPLICE_F_MOVE | os.SPLICE_F_NONBLOCK
 _REFUSED = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV, errno.EBADF})
@@ -91,7 +93,7 @@ def nonblocking(fd: int) -> Iterator[None]:
 class Mover:
     """Moves counted bytes from one descriptor to another, with one buffer and one pipe of its own.
 
-    doing and target name the operation in errors. stall: seconds. Not for use by two threads at
+    doing and target name the operation in errors. stall: seconds, or FOR_EVER. Not for use by two threads at
     once. Raises Truncated (the source ended early), Stalled, Cancelled, PeerGone, NoSpace.
     """
 
@@ -125,7 +127,7 @@ class Mover:
         poller.register(fd, events)
         if self.cancel_fd is not None:
             poller.register(self.cancel_fd, select.POLLIN)
-        ready = poller.poll(self.stall * 1000)
+        ready = poller.poll(None if self.stall == FOR_EVER else self.stall * 1000)
         if not ready:
             raise Stalled(
                 doing=self.doing,

@@ -24,7 +24,6 @@ from runtime.pagecache.charge import Charger
 from runtime.pagecache.store import PageStore
 from runtime.pager.client import Pager
 from runtime.pagesource.receive import PageReceiver
-from runtime.pagesource.send import STALL
 from runtime.pagesource.wire import Range
 from runtime.shared.find import missing
 
@@ -35,10 +34,11 @@ _SHARED = re.compile(r"pagemap-shmem-(\d+)\.img")
 class Intake:
     """Takes what comes on the lane FD, which it doesn't close, into STORE. Close it.
 
-    LAZY: it may be silent for as long as nobody asks for anything; on_pages may be set then (see PageReceiver).
+    The lane may be silent for as long as layers and files travel, or as nobody asks for what is owed. on_pages may be
+    set when pages are owed (see PageReceiver).
     """
 
-    def __init__(self, fd: int, store: PageStore, *, lazy: bool = False) -> None:
+    def __init__(self, fd: int, store: PageStore) -> None:
         # Our own: the lane may be given up, and its descriptor closed, while our thread waits on it.
         self._fd = os.dup(fd)
         self.on_pages: Callable[[int, list[Range]], None] = lambda task, ranges: None
@@ -46,7 +46,7 @@ class Intake:
             self._fd,
             store,
             on_pages=lambda task, ranges: self.on_pages(task, ranges),
-            patience=float("inf") if lazy else STALL,
+            patience=float("inf"),
         )
         self.marks = 0
         self._changed = threading.Condition()
@@ -88,10 +88,10 @@ class Intake:
 class Landing:
     """FD: the lane, which it doesn't close. LIMIT: bytes of memory that may be taken. Close it."""
 
-    def __init__(self, fd: int, *, limit: int, lazy: bool = False) -> None:
+    def __init__(self, fd: int, *, limit: int) -> None:
         self._charger = Charger()
         self.store = PageStore(limit=limit, charger=self._charger)
-        self.intake = Intake(fd, self.store, lazy=lazy)
+        self.intake = Intake(fd, self.store)
         self.wait_marks = self.intake.wait_marks
         self._handed_over = threading.Event()
         self.pager: Pager | None = None

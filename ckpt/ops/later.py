@@ -89,7 +89,7 @@ class PagesLater:
         """Of the two lanes the first is LANDING's."""
         self._landing = landing
         self._lanes.append(urgent)
-        self._intakes.append(Intake(urgent.fd, landing.store, lazy=True))
+        self._intakes.append(Intake(urgent.fd, landing.store))
 
     @property
     def expected(self) -> bool:
@@ -145,7 +145,7 @@ class PagesLater:
             self._store = PageStore(limit=available_memory())
             for task, pages in upstream.pages.items():
                 self._store.adopt(task, pages)
-            self._intakes = [Intake(lane.fd, self._store, lazy=True) for lane in self._lanes]
+            self._intakes = [Intake(lane.fd, self._store) for lane in self._lanes]
             self._fetch = Fetch(self._store, upstream, self._intakes, self._say)
         return arrived.release(self._host, entry.id)
 

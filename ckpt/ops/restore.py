@@ -18,7 +18,7 @@ from images.checkpoint import Checkpoint
 from images.draft import Draft
 from images.errors import Corrupt, ImageFault, Truncated
 from images.manifest import Manifest
-from images.moving import Mover
+from images.moving import STALL, Mover
 from images.parts import CRIU, FILES, PartInfo, writing
 from images.receive import receive
 from images.rewrite import FilteredSink, FilteredSource
@@ -79,8 +79,12 @@ class Incoming:
     Used by `ckpt restore -` and by the agent. The images go into memory, the files into place.
     """
 
-    def __init__(self, fd: int, arrive: Callable[[Manifest], Arrival]) -> None:
+    def __init__(
+        self, fd: int, arrive: Callable[[Manifest], Arrival], *, stall: float = STALL
+    ) -> None:
+        """STALL: seconds in which nothing may come."""
         self._fd = fd
+        self._stall = stall
         self._arrive = arrive
         self.spool = Spool(release_as_read=True)
         self.arrival: Arrival | None = None
@@ -140,7 +144,7 @@ class Incoming:
     def _run(self) -> None:
         try:
             sinks = _Sinks(self)
-            with StreamReader(self._fd, cancel_fd=self._cancel) as reader:
+            with StreamReader(self._fd, stall=self._stall, cancel_fd=self._cancel) as reader:
                 received = receive(reader, sinks, on_manifest=self._on_manifest)
             self.size = received.size
             self.parts = received.parts

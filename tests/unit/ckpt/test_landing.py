@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from ckpt.ops.landing import Landing
 from runtime.errors import SystemFault
 from runtime.pager.client import Pager
+from runtime.pagesource import receive
 from runtime.pagesource.send import PageSender
 from runtime.pagesource.wire import SHARED_FROM, Shared
 from tests import needs
@@ -36,6 +39,27 @@ def landing(tmp_path: Path) -> Iterator[Landing]:
         sender.mark()
     landing.wait_marks(1, going)
     yield landing
+    os.close(write)
+    landing.close()
+    os.close(read)
+
+
+def test_pages_may_begin_hours_after_their_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers and files travel first, on a lane of their own."""
+    hours, asked = itertools.count(step=3600.0), threading.Semaphore(0)
+
+    def clock() -> float:
+        asked.release()
+        return next(hours)
+
+    monkeypatch.setattr(receive, "time", SimpleNamespace(monotonic=clock))
+    read, write = os.pipe()
+    landing = Landing(read, limit=1 << 20)
+    for _ in range(2):  # when it began to wait, and after it had waited a little
+        assert asked.acquire(timeout=30)
+    with PageSender(write) as sender:
+        sender.mark()
+    landing.wait_marks(1, going)
     os.close(write)
     landing.close()
     os.close(read)

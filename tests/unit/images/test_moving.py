@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from images.errors import Cancelled, NoSpace, PeerGone, Stalled, Truncated
-from images.moving import Mover, available, enlarge_pipe, nonblocking
+from images.moving import FOR_EVER, Mover, available, enlarge_pipe, nonblocking
 from tests.unit.images.fake_criu import InThread, read_all, write_all
 
 DATA = os.urandom(3_000_001)
@@ -156,6 +156,19 @@ def test_a_source_that_gives_nothing_is_told_and_a_cancel_heard() -> None:
         pytest.raises(Cancelled),
     ):
         mover.move(reader, writer, 1)
+    for fd in (reader, writer, cancel):
+        os.close(fd)
+
+
+def test_where_silence_means_nothing_only_a_cancel_ends_the_waiting() -> None:
+    reader, writer = os.pipe()
+    cancel = os.eventfd(0)
+    with Mover(doing="moving", target="test", stall=FOR_EVER, cancel_fd=cancel) as mover:
+        os.write(writer, b"x")
+        assert mover.read_exact(reader, 1) == b"x"
+        os.eventfd_write(cancel, 1)
+        with pytest.raises(Cancelled):
+            mover.read_exact(reader, 1)
     for fd in (reader, writer, cancel):
         os.close(fd)
 
