@@ -13,16 +13,13 @@ import struct
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from runtime.errors import SystemFault
 
-PAGE = 4096
 _PROGRAM = Path(__file__).with_name("charging.py")
 _AT_ONCE = 2048
-_WINDOW = 512
-"""Pages that are noted together."""
 _STARTING = 120.0
 Range = tuple[int, int]
 
@@ -36,8 +33,6 @@ class Charger:
         self._add: Callable[[int], None] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._control: socket.socket | None = None
-        self._allocated: dict[tuple[int, int], bytearray] = {}
-        """By memfd and window: a byte for each page."""
 
     def begin(self, add: Callable[[int], None]) -> None:
         """ADD: puts a process into the cgroup. The program is started when there is something for it."""
@@ -59,25 +54,8 @@ class Charger:
 
     def allocate(self, fd: int, runs: Sequence[Range]) -> None:
         """These pages of the memfd are about to be written. Raises SystemFault: no memory, or nobody who does it."""
-        new = [run for run in runs if self._note(fd, *run)]
-        for at in range(0, len(new), _AT_ONCE):
-            self._ask(fd, new[at : at + _AT_ONCE])
-
-    def given_back(self, fd: int, runs: Sequence[Range]) -> None:
-        """These pages are holes again."""
-        for run in runs:
-            for window, first, last in _in_windows(*run):
-                if (known := self._allocated.get((fd, window))) is not None:
-                    known[first:last] = bytes(last - first)
-
-    def _note(self, fd: int, start: int, end: int) -> bool:
-        """Whether one of the pages is new."""
-        new = False
-        for window, first, last in _in_windows(start, end):
-            known = self._allocated.setdefault((fd, window), bytearray(_WINDOW))
-            new = new or known.find(0, first, last) >= 0
-            known[first:last] = b"\1" * (last - first)
-        return new
+        for at in range(0, len(runs), _AT_ONCE):
+            self._ask(fd, runs[at : at + _AT_ONCE])
 
     def _ask(self, fd: int, runs: Sequence[Range]) -> None:
         self._begun.wait(_STARTING)
@@ -119,13 +97,3 @@ class Charger:
                 )  # fmt: skip
             self._add(self._process.pid)
         return self._control
-
-
-def _in_windows(start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Of each window that the range touches: its number, and first and last page (exclusive) in it."""
-    at, last = start // PAGE, end // PAGE
-    while at < last:
-        window, first = divmod(at, _WINDOW)
-        until = min(_WINDOW, first + last - at)
-        yield window, first, until
-        at += until - first

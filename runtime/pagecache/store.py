@@ -172,10 +172,14 @@ class TaskPages:
 
     def hold(self, start: int, end: int) -> None:
         """Pages from START to END are in the memfd now."""
-        found = self.known.find(start)
-        if found is None or found[1] < end:
+        if not self.holds(start, end):
             self.known.remove(start, end)
             self.known.add(start, end, 0)
+
+    def holds(self, start: int, end: int) -> bool:
+        """Whether every page from START to END is known to be there."""
+        found = self.known.find(start)
+        return found is not None and found[1] >= end
 
     def runs(self, start: int = 0, end: int = ADDRESS_END) -> Iterator[tuple[int, int]]:
         """The populated ranges between two addresses, in order."""
@@ -252,15 +256,17 @@ class PageStore:
     def expect(self, task: int, runs: Sequence[tuple[int, int]]) -> None:
         """These pages are about to be written. Raises RuntimeFault."""
         if self._charger is not None and task in self.shared:
-            self._charger.allocate(self[task].fd, runs)
+            pages = self[task]
+            new = [run for run in runs if not pages.holds(*run)]
+            self._charger.allocate(pages.fd, new)
+            for start, end in new:
+                pages.hold(start, end)
 
     def forget(self, task: int, runs: Sequence[tuple[int, int]]) -> None:
         """These pages are zeros, or not there any more."""
         pages = self[task]
         for start, end in runs:
             pages.forget(start, end)
-        if self._charger is not None and task in self.shared:
-            self._charger.given_back(pages.fd, runs)
 
     def adopt(self, task: int, pages: TaskPages) -> None:
         """Pages whose memfds came from another process."""

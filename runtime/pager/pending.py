@@ -91,6 +91,10 @@ class Pending:
     def add(self, start: int, end: int, shift: int) -> None:
         """A range that doesn't overlap any other."""
         index = bisect_right(self._starts, start)
+        if self._starts[index : index + 1] == [end] and self._shifts[index] == shift:
+            end = self._ends[index]
+            for part in (self._starts, self._ends, self._shifts):
+                del part[index]
         if index and self._ends[index - 1] == start and self._shifts[index - 1] == shift:
             self._ends[index - 1] = end
             return

@@ -494,3 +494,17 @@ def test_shared_pages_are_allocated_by_who_is_to_own_them() -> None:
         with pytest.raises(SystemFault, match="given up"):
             store.expect(wire.SHARED_FROM, [(8 * PAGE, 9 * PAGE)])
         assert not os.path.exists(f"/proc/{added[0]}")
+
+
+def test_an_object_in_the_place_of_another_is_allocated_anew() -> None:
+    charger = Charger()
+    charger.begin(lambda pid: None)
+    run = (PAGE, 3 * PAGE)
+    with PageStore(charger=charger) as store:
+        # Both memfds get the same descriptor.
+        for number in (wire.SHARED_FROM, wire.SHARED_FROM + 1):
+            store.share(number, 1, b"x", sealable=False)
+            store.expect(number, [run])
+            assert store[number].size == 2 * PAGE
+            store.drop(number)
+    charger.end()
