@@ -6,6 +6,7 @@ Standard library only, and little of it: the pager runs without site-packages.
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 TYPE_CHECKING = False  # importing typing costs the pager milliseconds
@@ -27,7 +28,7 @@ def data_ranges(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
             start = os.lseek(fd, start, os.SEEK_DATA)
             stop = min(os.lseek(fd, start, os.SEEK_HOLE), end)
         except OSError as error:
-            if error.errno == 6:  # ENXIO: no data behind here, or the file has shrunk
+            if error.errno == errno.ENXIO:  # no data behind here, or the file has shrunk
                 return
             raise
         if stop <= start:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -34,6 +34,7 @@ from runtime.pagesource.read import TaskReader
 from runtime.pagesource.sink import PageSink
 from runtime.tracking import choose, population
 from runtime.tracking.ranges import Range, common, merged, size, without
+from runtime.tracking.tracker import tell_taken
 from runtime.veil.carry import carryable, is_candidate
 
 NOTEWORTHY = 1 << 20
@@ -217,18 +218,12 @@ class Carrier:
                     task.reader,
                     ranges,
                     quick=quick,
-                    took=partial(self._took, pid) if compares else None,
+                    took=partial(tell_taken, self._tracker, pid) if compares else None,
                 )
             except NotFound:
                 continue  # it ended; settle() tells the destination
             task.sent = merged([*task.sent, *ranges])
         return pages * 4096
-
-    def _took(self, pid: int, ranges: Sequence[Range], data: memoryview) -> None:
-        at = 0
-        for start, end in ranges:
-            self._tracker.taken(pid, start, data[at : at + end - start])
-            at += end - start
 
     def _forget(self, task: Task, ranges: list[Range]) -> None:
         self._sender.gone(task.number, ranges)

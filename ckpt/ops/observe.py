@@ -29,7 +29,7 @@ from runtime.pagesource.read import PAGE, Buffer, TaskReader, batches
 from runtime.pagesource.send import LEVEL
 from runtime.tracking import choose, population
 from runtime.tracking.ranges import Range, size
-from runtime.tracking.tracker import Tracker
+from runtime.tracking.tracker import Tracker, tell_taken
 from runtime.tree import diff, snapshot
 from runtime.veil.carry import is_candidate
 
@@ -161,10 +161,7 @@ class _Watch:
         with TaskReader(pid) as reader:
             for batch in batches(ranges, self._buffer.size):
                 read, _ = reader.read(batch, self._buffer)
-                at = 0
-                for start, end in read:
-                    self._tracker.taken(pid, start, self._buffer.view[at : at + end - start])
-                    at += end - start
+                tell_taken(self._tracker, pid, read, self._buffer.view)
 
     def untracked(self) -> tuple[str, ...]:
         """Those whose memory is large enough to matter: not every container's own init."""

@@ -70,3 +70,11 @@ class Tracker(Protocol):
 
     def stop(self) -> None:
         """End it; the processes are as if they had never been watched. Fine to call twice."""
+
+
+def tell_taken(tracker: Tracker, pid: int, ranges: Iterable[Range], data: memoryview) -> None:
+    """RANGES of the process were read: DATA has them one after the other."""
+    at = 0
+    for start, end in ranges:
+        tracker.taken(pid, start, data[at : at + end - start])
+        at += end - start

@@ -49,6 +49,7 @@ from runtime.syscalls import MACHINE
 from runtime.tracking import pagemap, uffd
 from runtime.tracking.guard import Guard
 from runtime.tracking.pagemap import Scanner
+from runtime.tracking.population import opened
 from runtime.tracking.ranges import Range, common, merged, without
 from runtime.tracking.tracker import Select
 from runtime.tracking.vmas import Vma, anonymous, mappings
@@ -166,16 +167,13 @@ class WpAsync(Watching[_Process]):
         # Injecting would wait for a frozen process, and hold it while the dump wants to.
         attached = process.uffd >= 0 if frozen else self._attach(process)
         vmas = [vma for vma in mappings(pid) if self._select(vma)]
-        fd = os.open(f"/proc/{pid}/pagemap", os.O_RDONLY | os.O_CLOEXEC)
-        try:
+        with opened(pid) as fd:
             # After both are open: they belong to the process that we mean.
             process.identity.check()
             process.vmas = vmas
             if not attached:
                 return merged((vma.start, vma.end) for vma in vmas)
             return self._scan(process, vmas, Scanner(fd))
-        finally:
-            os.close(fd)
 
     def _scan(self, process: _Process, vmas: list[Vma], scanner: Scanner) -> list[Range]:
         found: list[Range] = []
