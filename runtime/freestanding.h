@@ -51,6 +51,13 @@ static long sys6(long n, long a, long b, long c, long d, long e, long f)
 /* fstat(2)'s beginning: as far as this the two kinds of processors agree. */
 struct status { u64 device, inode, rest[4], size, more[24]; };
 
+/* Whether TEXT, which may end behind that only, begins with WITH. */
+static int begins(const char *text, const char *with)
+{
+	while (*with && *text == *with) text++, with++;
+	return !*with;
+}
+
 /* For libraries: the result of a system call as the C library gives it. */
 extern int *__errno_location(void);
 static long given(long result)

@@ -29,12 +29,8 @@ static int asked = -1;  /* the socket whose next answer is about that content */
  * is the name. */
 static int is_request(const struct part *parts, int count)
 {
-	const char *name = IMAGE;
-	u64 n;
-
-	if (count != 2 || parts[0].size != 4 || parts[1].size < sizeof IMAGE + 2 || parts[1].base[0] != 0x0a) return 0;
-	for (n = 0; name[n]; n++) if (parts[1].base[n + 2] != name[n]) return 0;
-	return 1;
+	return count == 2 && parts[0].size == 4 && parts[1].size >= sizeof IMAGE + 2 && parts[1].base[0] == 0x0a
+	       && begins(parts[1].base + 2, IMAGE);
 }
 
 /* FD, which is closed, in place of what CRIU has just made. */

@@ -86,25 +86,15 @@ static int link_of(int fd, char *path, u64 size)
 	return 0;
 }
 
-static int begins(const char *text, const char *with)
-{
-	while (*with && *text == *with) text++, with++;
-	return !*with;
-}
-
 /* The process whose page map FD is; 0: FD is something else. */
 static u32 whose(int fd)
 {
-	char path[64];
-	const char *head = "/proc/", *tail = "/pagemap";
-	int at, n;
+	char path[64], *at = path + sizeof "/proc/" - 1;
 	u32 pid = 0;
 
-	if (link_of(fd, path, sizeof path)) return 0;
-	for (at = 0; head[at]; at++) if (path[at] != head[at]) return 0;
-	for (; path[at] >= '0' && path[at] <= '9'; at++) pid = pid * 10 + (u32)(path[at] - '0');
-	for (n = 0; tail[n]; n++, at++) if (path[at] != tail[n]) return 0;
-	return path[at] ? 0 : pid;
+	if (link_of(fd, path, sizeof path) || !begins(path, "/proc/")) return 0;
+	for (; *at >= '0' && *at <= '9'; at++) pid = pid * 10 + (u32)(*at - '0');
+	return begins(at, "/pagemap") && !at[sizeof "/pagemap" - 1] ? pid : 0;
 }
 
 /* What is hidden of PID; 0: that can't be known. */
@@ -116,7 +106,7 @@ static struct hidden *hidden_of(u32 pid)
 
 	for (n = 0; n < known; n++) if (tasks[n].pid == pid) return &tasks[n];
 	if (known == MAX_TASKS || transfer(WRITE, &pid, sizeof pid) || transfer(READ, &count, sizeof count)) return 0;
-	if (count == 0xffffffffu) return 0;
+	if (count == REFUSED) return 0;
 	task = &tasks[known];
 	task->pid = pid;
 	task->count = count;
