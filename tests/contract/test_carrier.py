@@ -6,7 +6,6 @@ import os
 import random
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -22,7 +21,7 @@ from runtime.tracking.pagemap import PAGE
 from runtime.tracking.vmas import mappings
 from runtime.veil.carry import is_candidate
 from tests import needs
-from tests.contract.tracking_programs import Churn, compiled
+from tests.contract.tracking_programs import Churn
 
 pytestmark = [
     needs.root,
@@ -90,18 +89,6 @@ class Carried:
                     if now != os.pread(pages.fd, PAGE, page):
                         found.append(page)
         return found
-
-
-@pytest.fixture(scope="module")
-def churn(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compiled("churn", tmp_path_factory.mktemp("programs"))
-
-
-@pytest.fixture
-def program(churn: Path) -> Iterator[Churn]:
-    running = Churn(churn)
-    yield running
-    running.close()
 
 
 @pytest.fixture(params=TRACKERS)

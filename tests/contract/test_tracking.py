@@ -22,7 +22,7 @@ from runtime.tracking.tracker import Tracker
 from runtime.tracking.vmas import anonymous, mappings, programs
 from runtime.tracking.wp_async import WpAsync
 from tests import needs
-from tests.contract.tracking_programs import Churn, Copy, compiled
+from tests.contract.tracking_programs import Churn, Copy
 
 pytestmark = [
     needs.root,
@@ -37,18 +37,6 @@ if wp_async.supported():
     TRACKERS.append(WpAsync)
 if pagemap.supports_soft_dirty():
     TRACKERS.append(SoftDirty)
-
-
-@pytest.fixture(scope="module")
-def churn_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compiled("churn", tmp_path_factory.mktemp("programs"))
-
-
-@pytest.fixture
-def program(churn_program: Path) -> Iterator[Churn]:
-    running = Churn(churn_program)
-    yield running
-    running.close()
 
 
 @pytest.fixture(params=TRACKERS, ids=lambda kind: kind.name)

@@ -163,12 +163,11 @@ def test_not_knowing_what_to_hide_fails_the_dump_and_the_source_runs_on(lab: Pat
         assert_goes_on(hog)
 
 
-SCANNER = """
-import ctypes, mmap, os, random, struct, sys
-PAGE, SCAN = 4096, 0xC0606610
-libc = ctypes.CDLL(None, use_errno=True)
-seed, pages = int(sys.argv[1]), 256
-dice = random.Random(seed)
+# A program with random pages, whose numbers it tells; it looks for them itself when it is told to.
+_POPULATED = """
+import array, ctypes, mmap, os, random, struct, sys
+PAGE, pages = 4096, 256
+dice = random.Random(int(sys.argv[1]))
 memory = mmap.mmap(-1, pages * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
 base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
 populated = sorted(dice.sample(range(pages), 90))
@@ -176,9 +175,14 @@ for page in populated:
     memory[page * PAGE] = 1
 print(os.getpid(), base, *populated, flush=True)
 sys.stdin.readline()
-found, at = [], base
-fd = os.open("/proc/self/pagemap", os.O_RDONLY)
 fd = os.open(f"/proc/{os.getpid()}/pagemap", os.O_RDONLY)
+"""
+SCANNER = (
+    _POPULATED
+    + """
+SCAN = 0xC0606610
+libc = ctypes.CDLL(None, use_errno=True)
+found, at = [], base
 while at < base + pages * PAGE:
     room, most = dice.choice((1, 2, 3, 200)), dice.choice((0, 1, 5, 300))
     vector = (ctypes.c_uint64 * (3 * room))()
@@ -197,23 +201,15 @@ while at < base + pages * PAGE:
     at = after
 print(*found)
 """
+)
 
 
 # As SCANNER, where the kernel has no such call: the entries themselves, some at a time.
-READER = """
-import array, ctypes, mmap, os, random, sys
-PAGE, PRESENT = 4096, 1 << 63
-seed, pages = int(sys.argv[1]), 256
-dice = random.Random(seed)
-memory = mmap.mmap(-1, pages * PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-populated = sorted(dice.sample(range(pages), 90))
-for page in populated:
-    memory[page * PAGE] = 1
-print(os.getpid(), base, *populated, flush=True)
-sys.stdin.readline()
+READER = (
+    _POPULATED
+    + """
+PRESENT = 1 << 63
 found, at = [], 0
-fd = os.open(f"/proc/{os.getpid()}/pagemap", os.O_RDONLY)
 while at < pages:
     count = min(dice.choice((1, 2, 7, 300)), pages - at)
     entries = array.array("Q", os.pread(fd, count * 8, (base // PAGE + at) * 8))
@@ -222,6 +218,7 @@ while at < pages:
     at += count
 print(*found)
 """
+)
 
 
 @pytest.mark.parametrize(
