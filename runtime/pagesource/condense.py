@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 
 from blake3 import blake3
 
-from runtime.pagesource.wire import PAGE
+from runtime.pagesource.wire import PAGE, Place
 
 _WORDS = PAGE // 8
 _FIRST, _SECOND = 5, 261
@@ -32,18 +32,18 @@ LIMIT = 1 << 17
 CONTENTS = 1 << 12
 """Pages whose bytes are remembered: 16 MiB."""
 
-Place = tuple[int, int]
-"""Task and address."""
 Words = tuple[int, int]
 
 
 @dataclass(slots=True)
 class Condensed:
-    """kept: indices [first, last) of pages to be sent; zeros: addresses; same: (address, equal address, its task)."""
+    """kept: indices [first, last) of pages to be sent; zeros: addresses; same: addresses; equals: where the destination
+    has a page that is equal, for each of `same`."""
 
     kept: list[tuple[int, int]] = field(default_factory=list)
     zeros: list[int] = field(default_factory=list)
-    same: list[tuple[int, int, int]] = field(default_factory=list)
+    same: list[int] = field(default_factory=list)
+    equals: list[Place] = field(default_factory=list)
 
 
 class Condenser:
@@ -62,19 +62,19 @@ class Condenser:
             stale = [
                 place
                 for place in self._at
-                if place[0] == task and any(start <= place[1] < end for start, end in runs)
+                if place[1] == task and any(start <= place[0] < end for start, end in runs)
             ]
         else:
             stale = [
                 place
                 for start, end in runs
                 for address in range(start, end, PAGE)
-                if (place := (task, address)) in self._at
+                if (place := (address, task)) in self._at
             ]
         self._forget(stale)
 
     def forget_task(self, task: int) -> None:
-        self._forget([place for place in self._at if place[0] == task])
+        self._forget([place for place in self._at if place[1] == task])
 
     def _forget(self, places: Sequence[Place]) -> None:
         for place in places:
@@ -111,16 +111,17 @@ class Condenser:
                 before = seen.get(key)
                 if before is None:
                     if room > 0:
-                        seen[key] = (task, address)
+                        seen[key] = (address, task)
                         room -= 1
                     continue
-                if before == (task, address):
+                if before == (address, task):
                     continue  # written again, but not where these words are
                 page = view[index * PAGE : index * PAGE + PAGE]
-                place = self._equal(key, page, (task, address))
+                place = self._equal(key, page, (address, task))
                 if place is None:
                     continue
-                out.same.append((address, place[1], place[0]))
+                out.same.append(address)
+                out.equals.append(place)
             if index > first:
                 out.kept.append((first, index))
             first = index + 1

@@ -104,15 +104,15 @@ class PageReceiver:
             if head.task >= wire.SHARED_FROM:
                 raise _bad(f"pages of a shared object {head.task} that wasn't told of")
             self._require_place()
-        if head.kind is Kind.SAME:
-            self._same(head.task, entries)
-            return
         runs = wire.parse_extents(entries)
         count = sum(end - start for start, end in runs) // PAGE
         pages = self._store[head.task]
         if head.kind is Kind.OWED:
             for start, end in runs:
                 pages.owe(start, end)
+            return
+        if head.kind is Kind.SAME:
+            self._same(head, runs, count)
             return
         if head.kind is Kind.PAGES:
             self._pages(head, runs, count)
@@ -163,31 +163,33 @@ class PageReceiver:
             raise _bad(f"{len(plain)} bytes for {size // PAGE} pages")
         return plain
 
-    def _same(self, task: int, entries: bytes) -> None:
-        """Neighbours are written together: one call for each range of places, from wherever their equals lie."""
-        places: list[memoryview] = []
-        begin = end = 0
-        for same in wire.parse_same(entries):
-            if same.source_task not in self._store:
-                raise _bad(f"a reference to task {same.source_task}")
-            if same.start != end or len(places) >= IOV_MAX // 2:
-                self._write(task, places, begin)
-                places, begin = [], same.start
-            size = same.end - same.start
-            places += self._store[same.source_task].views(same.source, same.source + size)
-            end = same.end
-            self.counts.same += size // PAGE
-        self._write(task, places, begin)
+    def _same(self, head: Head, runs: Sequence[wire.Range], count: int) -> None:
+        """One call for each range, from wherever the equals of its pages lie: there may be a million such pages."""
+        places = wire.parse_places(self._read(head.payload), count)
+        views: dict[wire.Place, memoryview] = {}
+        for place in set(places):
+            address, task = place
+            if task not in self._store:
+                raise _bad(f"a reference to task {task}")
+            (views[place],) = self._store[task].views(address, address + PAGE)
+        equals = [views[place] for place in places]
+        at = 0
+        for start, end in runs:
+            size = (end - start) // PAGE
+            for first in range(0, size, IOV_MAX):
+                pages = equals[at + first : at + min(size, first + IOV_MAX)]
+                self._write(head.task, pages, start + first * PAGE)
+            at += size
+        self.counts.same += count
 
     def _write(self, task: int, places: Sequence[memoryview], start: int) -> None:
-        size = sum(map(len, places))
-        if places:
-            self._require_room(size)
-            self._store.expect(task, [(start, start + size)])
-            pages = self._store[task]
-            if os.pwritev(pages.fd, places, start) != size:
-                raise SystemFault(doing="keeping", target="pages", why="no memory left")
-            pages.hold(start, start + size)
+        size = len(places) * PAGE
+        self._require_room(size)
+        self._store.expect(task, [(start, start + size)])
+        pages = self._store[task]
+        if os.pwritev(pages.fd, places, start) != size:
+            raise SystemFault(doing="keeping", target="pages", why="no memory left")
+        pages.hold(start, start + size)
 
     def _require_room(self, size: int) -> None:
         if not self._store.room(size):

@@ -196,7 +196,12 @@ class PageSender:
         if found.zeros:
             self._extents(Kind.ZEROS, task, joined((at, at + PAGE) for at in found.zeros))
         if found.same:
-            self._put(Kind.SAME, task, len(found.same), wire.build_same(found.same))
+            every = len(found.same) == total
+            same = runs if every else joined((at, at + PAGE) for at in found.same)
+            numbers = wire.extents(same)
+            places = wire.build_places(found.equals)
+            head = wire.build_head(Kind.SAME, task, len(numbers), len(places))
+            self._record([head + wire.build_extents(numbers) + places], None)
 
     def _pages(
         self, task: int, runs: Sequence[Range], kept: Sequence[Range], count: int, buffer: Buffer

@@ -6,7 +6,8 @@
     PAGES    entries: extents; payload: the pages' bytes one after the other, plain or one zstd frame
     ZEROS    entries: extents; these pages are zeros now
     GONE     entries: extents; these pages are not mapped any more, or not ours to carry any more
-    SAME     entries: extent, address, task; these pages are equal to those, as last told by an earlier record
+    SAME     entries: extents; payload: an address and a task for each page, which is equal to that page as last told
+             by an earlier record
     ENDED    no entries: the task has gone with all its pages
     OWED     entries: extents; these pages will come later, when they are asked for (lazy moves)
     SHARED   no entries; payload: the inode at the source, whether it may be sealed, the name. From here on the task's
@@ -23,14 +24,15 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
+from itertools import chain
 
 from runtime.errors import BadInput
 
 PAGE = 4096
 HEAD = struct.Struct("<BBHIII")
-_SAME = struct.Struct("<QQI")
+_PLACE = struct.Struct("<QI")
 _MARK = struct.Struct("<QQQQQ32s")
 _SHARED = struct.Struct("<IB")
 SHARED_FROM = 1 << 31
@@ -45,6 +47,8 @@ writing; larger ones measured no faster."""
 MAX_ENTRIES = 4096
 _ADDRESS_END = 1 << 56
 Range = tuple[int, int]
+Place = tuple[int, int]
+"""Address and task of a page."""
 
 
 class Kind(enum.IntEnum):
@@ -73,17 +77,7 @@ class Head:
 
     @property
     def entries_size(self) -> int:
-        return self.entries * (_SAME.size if self.kind is Kind.SAME else 8)
-
-
-@dataclass(frozen=True, slots=True)
-class Same:
-    """Pages at `start`..`end` of the record's task equal those from `source` on of `source_task`."""
-
-    start: int
-    end: int
-    source: int
-    source_task: int
+        return self.entries * 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +123,7 @@ def parse_head(data: bytes) -> Head:
         raise _bad(f"a record of kind {kind}, encoding {encoding}") from None
     if zero or entries > MAX_ENTRIES or payload > MAX_PAYLOAD:
         raise _bad(f"a {head.kind.name} record of {entries} entries and {payload} bytes")
-    with_payload = head.kind in (Kind.PAGES, Kind.MARK, Kind.SHARED)
+    with_payload = head.kind in (Kind.PAGES, Kind.SAME, Kind.MARK, Kind.SHARED)
     with_entries = head.kind not in (Kind.ENDED, Kind.MARK, Kind.SHARED)
     if bool(payload) != with_payload or bool(entries) != with_entries:
         raise _bad(f"a {head.kind.name} record of {entries} entries and {payload} bytes")
@@ -171,18 +165,19 @@ def parse_extents(data: bytes) -> list[Range]:
     return out
 
 
-def build_same(entries: Iterable[tuple[int, int, int]]) -> bytes:
-    """Entries: (address of a page, address and task of one that is equal)."""
-    return b"".join(_SAME.pack(*entry) for entry in entries)
+def build_places(places: Sequence[Place]) -> bytes:
+    return struct.pack("<" + "QI" * len(places), *chain.from_iterable(places))
 
 
-def parse_same(data: bytes) -> Iterator[Same]:
-    """Raises BadInput for addresses that no task has."""
-    for number, source, task in _SAME.iter_unpack(data):
-        ((start, end),) = parse_extents(struct.pack("<Q", number))
-        if source % PAGE or source + end - start > _ADDRESS_END:
-            raise _bad(f"pages at {source:#x}")
-        yield Same(start, end, source, task)
+def parse_places(data: bytes, count: int) -> list[Place]:
+    """Those of COUNT pages. Raises BadInput for addresses that no task has, and for another number of places."""
+    if len(data) != count * _PLACE.size:
+        raise _bad(f"{len(data)} bytes of places for {count} pages")
+    places = list(_PLACE.iter_unpack(data))
+    for address, _ in set(places):
+        if address % PAGE or address >= _ADDRESS_END:
+            raise _bad(f"pages at {address:#x}")
+    return places
 
 
 def build_shared(shared: Shared) -> bytes:

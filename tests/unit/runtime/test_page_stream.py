@@ -299,8 +299,11 @@ ONE = wire.build_extents([0x1000])
         wire.HEAD.pack(2, 0, 0, 1, 1, 0) + struct.pack("<Q", (1 << 56) - 0x1000 | 1),
         wire.HEAD.pack(1, 0, 0, 1, 1, 4096) + struct.pack("<Q", 0x1FFF) + bytes(4096),
         wire.HEAD.pack(1, 1, 0, 1, 1, 9) + ONE + b"not zstd!",
-        wire.HEAD.pack(4, 0, 0, 1, 1, 0) + struct.pack("<QQI", 0x1000, 0x2000, 99),
-        wire.HEAD.pack(4, 0, 0, 1, 1, 0) + struct.pack("<QQI", 0x1000, 0x2001, 1),
+        wire.HEAD.pack(4, 0, 0, 1, 1, 12) + ONE + struct.pack("<QI", 0x2000, 99),  # no such task
+        wire.HEAD.pack(4, 0, 0, 1, 1, 12) + ONE + struct.pack("<QI", 0x2001, 1),
+        wire.HEAD.pack(4, 0, 0, 1, 1, 12) + ONE + struct.pack("<QI", 1 << 56, 1),
+        wire.HEAD.pack(4, 0, 0, 1, 1, 11) + ONE + bytes(11),  # not a place for each page
+        wire.HEAD.pack(4, 0, 0, 1, 1, 24) + ONE + bytes(24),
     ],
 )
 def test_nonsense_is_refused(store: PageStore, data: bytes) -> None:
