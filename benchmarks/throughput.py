@@ -51,34 +51,39 @@ class Failed(Exception):
 
 
 class Road:
-    """From here to the sshd, by every kind of lane."""
+    """From here to the sshd, by every kind of lane. What sends returns seconds, from when the connection is there."""
 
     def __init__(self, host: Lab, session: Session) -> None:
         self._host = host
         self._session = session
 
-    def cat(self, mib: int) -> None:
+    def cat(self, mib: int) -> float:
         """As a person would call it, with ssh's own choice of cipher."""
         options = ["-F", self._host.config, "-o", f"UserKnownHostsFile={self._host.known_hosts}"]
-        self._pour_into(["ssh", *map(str, options), "lab"], mib)
+        return self._pour_into(["ssh", *map(str, options), "lab"], mib)
 
-    def tuned(self, mib: int) -> None:
+    def tuned(self, mib: int) -> float:
         """With the lane's configuration: aes128-gcm first."""
-        self._pour_into(self._session.config.argv(self._session.target), mib)
+        return self._pour_into(self._session.config.argv(self._session.target), mib)
 
-    def _pour_into(self, ssh: list[str], mib: int) -> None:
-        child = subprocess.Popen([*ssh, "cat > /dev/null"], stdin=subprocess.PIPE)
-        assert child.stdin is not None
+    def _pour_into(self, ssh: list[str], mib: int) -> float:
+        command = [*ssh, "echo; cat > /dev/null"]
+        child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert child.stdin is not None and child.stdout is not None
+        child.stdout.readline()
+        began = time.perf_counter()
         splice_through(mib, child.stdin.fileno())
         child.stdin.close()
         if child.wait():
             raise Failed("plain ssh failed")
+        child.stdout.close()
+        return time.perf_counter() - began
 
-    def lane(self, kind: str, mib: int) -> None:
+    def lane(self, kind: str, mib: int) -> float:
         """Random bytes from a pipe."""
-        self._send(kind, "bytes", mib, lambda fd: splice_through(mib, fd))
+        return self._send(kind, "bytes", mib, lambda fd: splice_through(mib, fd))
 
-    def pages(self, kind: str, mib: int, pid: int) -> None:
+    def pages(self, kind: str, mib: int, pid: int) -> float:
         """The memory of process PID: the mapping of MIB in it."""
 
         def send(fd: int) -> None:
@@ -89,9 +94,9 @@ class Road:
                 sender.mark()
                 sender.flush()
 
-        self._send(kind, "pages", mib, send)
+        return self._send(kind, "pages", mib, send)
 
-    def _send(self, kind: str, what: str, mib: int, send: Callable[[int], None]) -> None:
+    def _send(self, kind: str, what: str, mib: int, send: Callable[[int], None]) -> float:
         with (
             tempfile.TemporaryDirectory(prefix="ckpt-b-") as folder,
             subprocess.Popen(
@@ -106,11 +111,14 @@ class Road:
             agent.stdin.write(json.dumps({"certificate": here.certificate.hex()}) + "\n")
             agent.stdin.flush()
             writer = self._open(kind, here, json.loads(agent.stdout.readline()))
+            began = time.perf_counter()
             send(writer.fd)
             writer.finish(60)
             total = int(agent.stdout.readline())
+            seconds = time.perf_counter() - began
         if total != mib << 20:
             raise Failed(f"{total} bytes arrived of {mib << 20}")
+        return seconds
 
     def _open(self, kind: str, here: Identity, offer: dict[str, Any]) -> LaneWriter:
         if kind == "tls":
@@ -160,7 +168,7 @@ def memory(kind: str, mib: int) -> Iterator[int]:
 
 def contest(
     road: Road, options: argparse.Namespace
-) -> Iterator[tuple[str, str, Callable[[], None]]]:
+) -> Iterator[tuple[str, str, Callable[[], float]]]:
     """What takes part in one run: the lane's name, what it carries, and how."""
     mib = options.mib
     yield PLAIN, RAW, partial(road.cat, mib)
@@ -183,9 +191,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         road = Road(host, session)
         for _ in range(options.runs):
             for name, what, run in contest(road, options):
-                before, begin = road.processor_seconds(), time.perf_counter()
-                run()
-                seconds = time.perf_counter() - begin
+                before = road.processor_seconds()
+                seconds = run()
                 rates.setdefault((name, what), []).append((options.mib << 20) / seconds / 1e6)
                 used.setdefault((name, what), []).append(road.processor_seconds() - before)
     plain = Spread.of(rates[PLAIN, RAW]).median

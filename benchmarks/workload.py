@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from runtime import cgroups
 from tests.lab import Host, Lab
 
 SOURCE = Path(__file__).with_name("load.c")
@@ -124,6 +125,7 @@ def hosts(storage: str) -> Iterator[tuple[Lab, Path]]:
         folder = Path(name)
         folder.chmod(0o755)
         yield lab, folder
+    cgroups.remove_monitors(cgroups.detect())
 
 
 @contextlib.contextmanager

@@ -32,6 +32,7 @@ from typing import Any
 
 from examples.screen import Screen, milliseconds, size
 from examples.traffic import Traffic, TrafficError
+from runtime import cgroups
 from tests.lab import Host, Lab, LabError, rootfs
 
 NAME = "redis"
@@ -261,6 +262,7 @@ def perform(
             signals.closing = True
             demo.stop()
             lab.close()
+            cgroups.remove_monitors(cgroups.detect())
     finally:
         # Once more: a signal may have come in the very moment before `closing` was set.
         signals.closing = True

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime import cgroups
 from tests import leaks, needs, runtag, sweep
 
 IN_CI = os.environ.get("CI") == "true"
@@ -59,6 +60,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """With several workers: hold against the whole run what is new on the machine."""
+    if os.geteuid() == 0 and not is_worker(session.config):
+        cgroups.remove_monitors(cgroups.detect())
     before = session.config.stash.get(_at_start, None)
     if before is not None and (new := leaks.new_since(before, strict=True)):
         print(f"\nleft behind on the machine:\n{leaks.describe(new)}")

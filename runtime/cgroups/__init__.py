@@ -14,7 +14,7 @@ from runtime.cgroups.check import check, require
 from runtime.cgroups.create import create, open
 from runtime.cgroups.layout import Layout, Tree, detect
 from runtime.cgroups.limits import Problem
-from runtime.cgroups.monitors import monitors
+from runtime.cgroups.monitors import monitors, remove_monitors
 from runtime.cgroups.resources import Resources
 from runtime.cgroups.stats import Stats
 
@@ -30,5 +30,6 @@ __all__ = [
     "detect",
     "monitors",
     "open",
+    "remove_monitors",
     "require",
 ]

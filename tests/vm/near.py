@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from runtime import cgroups
 from tests import sweep
 from tests.lab.login import Login
 from tests.vm.image import keys
@@ -74,6 +75,7 @@ class Near:
             self._server.wait()
         if self.directory.exists():
             sweep.clear(self.directory)
+        cgroups.remove_monitors(cgroups.detect())
 
     def run(
         self, *command: str, check: bool = True, timeout: float = 300, **options: Any
