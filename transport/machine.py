@@ -67,7 +67,7 @@ class Outcome(StrEnum):
     MOVED = "moved"  # it runs at the destination, nothing is left to do here
     ABORTED = "aborted"  # it runs at the source, nothing is left to do here
     WAITING = "waiting"  # destination: prepared, only the source's word can go on
-    UNFINISHED = "unfinished"  # `ckpt recover` must go on; the cause says why
+    UNFINISHED = "unfinished"  # `ckpt recover` must go on; the cause says what hinders
 
 
 # ── events ────────────────────────────────────────────────────────────────────────────────────
@@ -281,8 +281,13 @@ class Machine:
                 return Send(self._message(kind, event))
             case Do(action, facts):
                 return Do(action, facts or _facts_in(event))
+            case Finish(Outcome.MOVED):
+                return template
+            case Finish(Outcome.UNFINISHED):
+                # What failed now hinders the end, not what began it.
+                return Finish(Outcome.UNFINISHED, _cause_in(event) or self.cause)
             case Finish(outcome):
-                return Finish(outcome, None if outcome is Outcome.MOVED else self.cause)
+                return Finish(outcome, self.cause)
             case _:
                 return template
 

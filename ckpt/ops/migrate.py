@@ -213,10 +213,12 @@ class Migration:
             return self.report
         if finish.outcome is Outcome.UNFINISHED:
             self.report.outcome = "unfinished"
+            first = self._there.conversed.machine.cause
+            began = f"; it began with: {first}" if first not in (None, cause) else ""
             raise SystemFault(
                 doing="finishing the migration of",
                 target=f"container {self.container.record.name}",
-                why=f"it is {self.report.state}, but: {cause}",
+                why=f"it is {self.report.state}, but: {cause}{began}",
                 hint="ckpt recover goes on with it",
                 retry=True,
             )

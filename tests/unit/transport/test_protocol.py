@@ -17,6 +17,7 @@ from transport.protocol import (
     Begin,
     Destination,
     Done,
+    Failed,
     Finish,
     Journal,
     Lost,
@@ -165,6 +166,15 @@ def test_a_message_out_of_turn_aborts_before_commit() -> None:
     source = at(Source(ID, HELLO), Begin(), Received(make("prepared")))
     assert source.state is State.ABORTED
     assert "unexpected" in str(source.cause)
+
+
+def test_what_hinders_the_end_is_told_not_what_began_it() -> None:
+    began, hinders = a_fault(), a_fault()
+    source = at(Source(ID, HELLO), Begin(), AbortAsked(began))
+    source, outputs = source.handle(Failed(Action.RESUME, hinders))
+    (finish,) = [output for output in outputs if isinstance(output, Finish)]
+    assert finish.outcome is Outcome.UNFINISHED
+    assert finish.cause is hinders and source.cause is began
 
 
 def test_a_message_about_another_migration_is_not_obeyed() -> None:
