@@ -20,13 +20,14 @@ def _start(guest: Guest, words: str, name: str = "mover") -> None:
         pass
 
 
-def test_an_established_connection_survives_the_way_there_and_back(pair: Pair) -> None:
+@pytest.mark.parametrize("mode", ["cold", "warm", "lazy"])
+def test_an_established_connection_survives_the_way_there_and_back(pair: Pair, mode: str) -> None:
     _start(pair.a, _TICKER)
     with pair.client(ADDRESS, 7000) as client:
-        pair.a.run("ckpt migrate mover b", timeout=400)
+        pair.a.run(f"ckpt migrate mover b --mode {mode}", timeout=400)
         assert states(pair.a) == {}
         assert states(pair.b) == {"mover": "running"}
-        pair.b.run("ckpt migrate mover a", timeout=400)
+        pair.b.run(f"ckpt migrate mover a --mode {mode}", timeout=400)
         assert states(pair.a) == {"mover": "running"}
         assert client.stop()["exchanged"] > 10
 
