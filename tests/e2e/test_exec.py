@@ -173,11 +173,12 @@ def test_a_terminal_is_one(box: Box, verb: list[str]) -> None:
         person.type("stty size; tty; echo $((6*7))\n")
         person.sees("42")
         assert "/dev/pts/" in person.seen
-        person.type("sleep 0.5; stty size\n")
+        person.type("until stty size | grep ^4; do sleep 0.1; done\n")
         person.resize(40, 120)
         person.process.send_signal(signal.SIGWINCH)
         person.sees("40 120")
-        person.type("echo begin; sleep 1000\n")
+        # It says so when it has the terminal: earlier, Ctrl-C would be for the shell.
+        person.type("sh -c 'echo begin; exec sleep 1000'\n")
         person.sees("begin\r\n")
         person.seen = ""
         person.type("\x03")  # Ctrl-C is for the sleep, not for us
