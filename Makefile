@@ -15,7 +15,7 @@ ARGS ?=
 # The tests wait more than they work: for processes, links and clocks. So more of them than processors.
 JOBS ?= $(shell echo $$((2 * $$(nproc))))
 
-.PHONY: help setup setup-vm demo test test-unit test-kills test-vm test-vm-smoke lint install uninstall bench clean
+.PHONY: help setup setup-vm demo test test-unit test-kills test-vm test-vm-smoke test-vm-whole lint install uninstall bench clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -47,6 +47,9 @@ test-vm: setup-vm ## on two emulated Debian machines (SUITE=bookworm|trixie|sid)
 
 test-vm-smoke: setup-vm ## the shortest of it: install, set the other up, move cold and warm; a few minutes
 	@$(VENV)/bin/python -m tests.vm.smoke
+
+test-vm-whole: setup-vm ## all tests with root, in one guest without systemd and one with it; hours
+	@$(VENV)/bin/python -m tests.vm.whole $(ARGS)
 
 bench: setup ## every benchmark, on an idle machine; ARGS='--runs 1' for each, docs/benchmarks.md
 	@for name in $(BENCHMARKS); do \

@@ -22,6 +22,7 @@ import pytest
 
 from runtime import cgroups
 from tests import leaks, needs, runtag, sweep
+from tests.patience import SLOWNESS, patient
 
 IN_CI = os.environ.get("CI") == "true"
 STRICT_LEAKS = IN_CI or os.environ.get("CKPT_STRICT_LEAKS") == "1"
@@ -66,6 +67,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if before is not None and (new := leaks.new_since(before, strict=True)):
         print(f"\nleft behind on the machine:\n{leaks.describe(new)}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test's own time limit is for a machine like the developers', too; --timeout is whoever gives it."""
+    if SLOWNESS != 1:
+        for item in items:
+            if marker := item.get_closest_marker("timeout"):
+                item.add_marker(pytest.mark.timeout(patient(*marker.args)), append=False)
 
 
 # --- needs and skips ------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from tests import runtag
+from tests.patience import patient
 
 Snapshot = Mapping[str, frozenset[str]]
 
@@ -203,7 +204,7 @@ def _new(before: Snapshot, *, strict: bool) -> dict[str, list[str]]:
 
 def new_since(before: Snapshot, *, strict: bool, patience: float = 3.0) -> dict[str, list[str]]:
     """What is there now and wasn't in `before`, given `patience` seconds to vanish by itself."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + patient(patience)
     while new := _new(before, strict=strict):
         if time.monotonic() > deadline:
             break

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from tests import leaks, runtag
+from tests.patience import patient
 
 MNT_DETACH = 2
 FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
@@ -102,7 +103,7 @@ def _kill(pids: Iterable[int]) -> list[str]:
             command = Path("/proc", str(pid), "cmdline").read_bytes().replace(b"\0", b" ")
             os.kill(pid, signal.SIGKILL)
             killed.append((pid, command.decode(errors="replace").strip()))
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + patient(5)
     while time.monotonic() < deadline and any(_runs(pid) for pid, _ in killed):
         time.sleep(0.01)
     return [f"process {pid} {command}" for pid, command in killed]

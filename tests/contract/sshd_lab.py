@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.patience import patient
 from transport.ssh_settings import ConfigFiles
 
 REPO = Path(__file__).resolve().parents[2]
@@ -70,7 +71,7 @@ class Sshd:
     def _await(self) -> None:
         """Until it listens and has nobody else to serve: its title tells, and the leak check
         compares titles."""
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + patient(10)
         while b"[listener] 0 of" not in Path(f"/proc/{self.process.pid}/cmdline").read_bytes():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 words = (self.folder / "log").read_text()

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.needs import find_tool
+from tests.patience import patient
 
 REPO = Path(__file__).resolve().parents[2]
 _PASSWD = "root:x:0:0:root:/root:/bin/sh\nweb:x:33:33:web:/home/web:/bin/sh\n"
@@ -150,7 +151,7 @@ class Box:
 
 def until(ask: Callable[[], Any], *, seconds: float = 60.0) -> Any:
     """Ask again until the answer is true; return it. Generous: the machine may be busy."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patient(seconds)
     while True:
         answer = ask()
         if answer:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.e2e.box import Box, until
 from tests.needs import find_tool
+from tests.patience import patient
 
 SOURCE = Path(__file__).with_name("snags.c")
 
@@ -23,7 +24,7 @@ def with_snags(small_rootfs: Path) -> Path:
         shutil.copytree(small_rootfs, temp, symlinks=True)
         compiler = find_tool("cc") or find_tool("gcc") or "cc"
         words = [compiler, "-static", "-O1", "-o", str(temp / "bin/snags"), str(SOURCE)]
-        subprocess.run(words, check=True, timeout=100)
+        subprocess.run(words, check=True, timeout=patient(100))
         temp.rename(place)
     return place
 

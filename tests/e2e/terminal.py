@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 
 from tests.e2e.box import Box
+from tests.patience import patient
 
 
 class Person:
@@ -27,7 +28,7 @@ class Person:
 
     def sees(self, text: str, *, seconds: float = 60.0) -> None:
         """Wait until TEXT is on the screen."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + patient(seconds)
         while text not in self.seen:
             left = deadline - time.monotonic()
             assert left > 0, f"{text!r} is not in {self.seen!r}"

@@ -18,6 +18,7 @@ from runtime.cgroups.layout import Layout
 from runtime.cgroups.resources import Resources
 from runtime.errors import Conflict, TimedOut
 from tests import needs, runtag
+from tests.patience import patient
 
 pytestmark = [needs.root, needs.cgroup_write]
 
@@ -54,7 +55,7 @@ def start(cgroup: cgroups.Cgroup, code: str, **options: Any) -> subprocess.Popen
 
 def run(cgroup: cgroups.Cgroup, code: str) -> tuple[int, str]:
     process = start(cgroup, code)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=patient(60))
     return process.returncode, out + err
 
 
@@ -92,7 +93,7 @@ def test_a_limit_below_what_is_in_use_is_refused_and_kills_nobody(
         cgroup.update(lower)
     assert cgroup.read().memory.limit == 128 * MIB
     assert process.poll() is None
-    process.communicate("\n", timeout=30)
+    process.communicate("\n", timeout=patient(30))
     assert process.returncode == 0
 
 
@@ -154,7 +155,7 @@ def test_a_frozen_process_does_nothing_until_it_is_thawed(cgroup: cgroups.Cgroup
     process.stdin.flush()
     assert select.select([process.stdout], [], [], 0.2) == ([], [], [])
     cgroup.thaw()
-    assert process.communicate(timeout=30)[0] == "hello\n"
+    assert process.communicate(timeout=patient(30))[0] == "hello\n"
 
 
 def test_kill_gets_all_of_a_family_that_forks_all_the_time(cgroup: cgroups.Cgroup) -> None:
@@ -179,7 +180,7 @@ grow()
     assert process.stdout is not None
     assert process.stdout.readline() == "up\n"
     cgroup.kill()
-    process.communicate(timeout=30)
+    process.communicate(timeout=patient(30))
     assert process.returncode == -9
     cgroup.remove()
     assert not cgroup.exists()
@@ -197,7 +198,7 @@ def test_without_a_v2_tree_the_v1_freezer_freezes_and_kills(layout: Layout) -> N
         assert cgroup.frozen()
         assert "freezer" in cgroup.freezer_path()
         cgroup.kill()
-        process.communicate(timeout=30)
+        process.communicate(timeout=patient(30))
         assert process.returncode == -9
     finally:
         cgroup.remove()
@@ -214,7 +215,7 @@ def test_a_freeze_that_takes_too_long_is_undone(
         patch.setattr("runtime.cgroups.cgroup.wait", lambda condition, timeout: False)
         with pytest.raises(TimedOut, match="thawed again"):
             cgroup.freeze(timeout=0.01)
-    assert process.communicate("on\n", timeout=30)[0] == "on\n"
+    assert process.communicate("on\n", timeout=patient(30))[0] == "on\n"
 
 
 RULES = [
@@ -274,6 +275,6 @@ print("done")
         )
         for name in "abc"
     ]
-    results = [worker.communicate(timeout=60) for worker in workers]
+    results = [worker.communicate(timeout=patient(60)) for worker in workers]
     assert results == [(b"done\n", b"")] * 3
     assert not any(os.path.exists(tree.path(PARENT)) for tree in layout.usable)

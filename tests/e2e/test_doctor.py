@@ -13,6 +13,7 @@ import pytest
 
 from tests import needs
 from tests.lab.lab import Lab
+from tests.patience import patient
 
 pytestmark = [needs.root, needs.criu]
 
@@ -24,7 +25,7 @@ def doctor(root: Path, *words: str, **env: str) -> tuple[int, dict]:
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=patient(60),
     )
     assert done.stdout, done.stderr
     return done.returncode, json.loads(done.stdout)

@@ -17,6 +17,7 @@ from runtime.tracking import choose
 from tests import needs
 from tests.e2e.box import Box, opened, until
 from tests.e2e.snagging import nothing_of
+from tests.patience import patient
 
 pytestmark = needs.CHECKPOINTS
 
@@ -32,7 +33,7 @@ def box(ckpt_root: Path, small_rootfs: Path) -> Iterator[Box]:
         new = small_rootfs.parent / "crowd.new"
         shutil.copytree(small_rootfs, new, symlinks=True)
         words = ["cc", "-static", "-O1", "-Wall", "-o", str(new / "bin/crowd"), str(SOURCE)]
-        subprocess.run(words, check=True, timeout=100)
+        subprocess.run(words, check=True, timeout=patient(100))
         new.rename(place)
     with opened(ckpt_root, place) as made:
         made.up("web", args=("crowd", str(PROCESSES), str(THREADS), str(PAGES)))

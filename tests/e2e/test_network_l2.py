@@ -22,6 +22,7 @@ from runtime.network.plug import Prepared
 from tests import needs
 from tests.e2e import network_world as world
 from tests.e2e.network_world import Host, who_am_i
+from tests.patience import patient
 
 pytestmark = [needs.root, needs.userns, needs.netns, needs.bridge, needs.veth]
 
@@ -68,7 +69,7 @@ def switch_port(segment: Segment, mac: str) -> str:
 
 def eventually(condition: object, seconds: float = 2.0) -> bool:
     assert callable(condition)
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patient(seconds)
     while not condition():
         if time.monotonic() > deadline:
             return False

@@ -20,6 +20,7 @@ from runtime.security.capabilities import NUMBERS, Capabilities
 from runtime.security.default_filter import default_profile
 from runtime.security.seccomp import compile_profile
 from tests import needs
+from tests.patience import patient
 
 pytestmark = needs.root
 
@@ -70,7 +71,10 @@ def run(
         "code": code,
     }
     done = subprocess.run(
-        [sys.executable, "-c", _CHILD, json.dumps(job)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", _CHILD, json.dumps(job)],
+        capture_output=True,
+        text=True,
+        timeout=patient(60),
     )
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)

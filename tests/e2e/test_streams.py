@@ -16,6 +16,7 @@ from images.receive import receive
 from tests import needs
 from tests.e2e.box import Box, opened, until
 from tests.e2e.snagging import counted_on, nothing_of, runs_on, start, with_snags
+from tests.patience import patient
 
 pytestmark = needs.CHECKPOINTS
 
@@ -180,7 +181,7 @@ def test_a_terminal_is_no_place_for_a_stream(box: Box) -> None:
         env={**box.environment(), "PYTHONPATH": str(Path(__file__).parents[2])},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        timeout=60,
+        timeout=patient(60),
     )
     assert done.returncode == 3
     assert "not for eyes" in (box.root / "err").read_text()

@@ -15,6 +15,7 @@ import pytest
 from tests import needs
 from tests.e2e.survive_lab.container import inspect, wait_for_output
 from tests.lab import Host, Lab, rootfs
+from tests.patience import patient
 
 pytestmark = [*needs.SURVIVAL, needs.nftables, pytest.mark.timeout(180)]
 
@@ -132,7 +133,7 @@ class Crowd:
             pass
 
     def end(self) -> dict[str, object]:
-        out, _ = self.process.communicate(timeout=150)
+        out, _ = self.process.communicate(timeout=patient(150))
         report: dict[str, object] = json.loads(out.splitlines()[-1])
         return report
 
@@ -206,7 +207,7 @@ def test_clones_run_beside_their_original_each_with_addresses_of_its_own(
             names = ["clone-1", "clone-2", "clone-3"]
             argv = [["ckpt", "restore", "seed", "--as", name] for name in names]
             restores = [a.popen(one, stderr=subprocess.PIPE) for one in argv]
-            notes = [restore.communicate(timeout=120)[1] for restore in restores]
+            notes = [restore.communicate(timeout=patient(120))[1] for restore in restores]
             assert [restore.returncode for restore in restores] == [0, 0, 0], notes
             assert all("connections ended" in note and "18099" in note for note in notes), notes
             addresses = {address_of(a, name) for name in ("server", *names)}

@@ -19,6 +19,7 @@ import pytest
 from tests import needs
 from tests.e2e.survive_lab.container import inspect, wait_for_output
 from tests.lab import Host, Lab, rootfs
+from tests.patience import patient
 
 pytestmark = [*needs.SURVIVAL, pytest.mark.timeout(180)]
 
@@ -135,7 +136,7 @@ def unread(init: int, number: int) -> int:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 60
+    until = time.monotonic() + patient(60)
     while not condition():
         assert time.monotonic() < until, "it does not come to pass"
         time.sleep(0.05)
@@ -170,7 +171,7 @@ def test_a_chatty_containers_log_has_every_line_once(
             host = journey(lab, name)
         touch(host, name, "/tmp/stop")
         host.ckpt("wait", name)
-        done = host.run(["ckpt", "logs", name], timeout=60)
+        done = host.run(["ckpt", "logs", name], timeout=patient(60))
         lines = done.stdout.split()
         assert lines.pop() == "end"
         assert [int(line) for line in lines] == list(range(len(lines)))

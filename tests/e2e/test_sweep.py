@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import leaks, needs, runtag, sweep
+from tests.patience import patient
 
 pytestmark = needs.root
 
@@ -34,7 +35,7 @@ def test_everything_of_a_dead_run_goes(dead_tag: str) -> None:
     assert dead_tag in sweep.dead_runs()
     sweep.sweep(dead_tag)
 
-    assert daemon.wait(timeout=5) == -signal.SIGKILL
+    assert daemon.wait(timeout=patient(5)) == -signal.SIGKILL
     assert not root.exists()
     assert leaks.mount_points(str(root)) == []
     assert not Path("/run/netns", f"ckpt-{dead_tag}-a").exists()
@@ -56,7 +57,7 @@ def test_a_daemon_with_an_environment_of_its_own_is_known_by_its_root(dead_tag: 
 
         sweep.sweep(dead_tag)
 
-        assert daemon.wait(timeout=5) == -signal.SIGKILL
+        assert daemon.wait(timeout=patient(5)) == -signal.SIGKILL
         assert not cgroup.exists()
         assert not root.exists()
     finally:
@@ -97,7 +98,7 @@ def test_processes_of_other_roots_stay(ckpt_root: Path) -> None:
         assert [line.split()[1] for line in sweep.stop_processes_using(ckpt_root)] == [
             str(mine.pid)
         ]
-        assert mine.wait(timeout=5) == -signal.SIGKILL
+        assert mine.wait(timeout=patient(5)) == -signal.SIGKILL
         assert other.poll() is None
     finally:
         for process in (mine, other):

@@ -22,6 +22,7 @@ from runtime.tracking.soft_dirty import standing
 from runtime.tracking.wp_async import WpAsync
 from tests import needs
 from tests.contract.tracking_programs import Churn, Copy, SelfCheck, compiled
+from tests.patience import patient
 
 pytestmark = [
     needs.root,
@@ -53,7 +54,7 @@ def checking(request: pytest.FixtureRequest, programs: Path, tmp_path: Path) -> 
 
 def wait_for_rounds(program: SelfCheck, count: int) -> None:
     """It does its work, and finds nothing wrong."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + patient(60)
     until = program.rounds + count
     while program.rounds < until:
         assert program.fault() == ""
@@ -109,7 +110,7 @@ def killed_at_step(pid: int, step: int) -> bool:
 
 def clean(pid: int) -> None:
     """Whatever killed injectors left there is found and closed."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patient(10)
     while injection.strays(pid):
         assert time.monotonic() < deadline
         with contextlib.suppress(injection.Refused):
@@ -240,7 +241,7 @@ def test_a_tracker_that_is_killed_leaves_nothing_of_itself(programs, tmp_path):
             tracker.wait()
             tracker.stdout.close()
         wait_for_rounds(program, 10)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + patient(10)
         while any("userfaultfd" in link for link in links(program.pid)):
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -309,7 +310,7 @@ def test_a_program_whose_filter_forbids_userfaultfd_is_tracked_nevertheless(prog
     words = [sys.executable, "-c", _FILTERED, str(programs / "selfcheck"), "poll", str(counter)]
     with subprocess.Popen(words) as process:
         try:
-            deadline = time.monotonic() + 30
+            deadline = time.monotonic() + patient(30)
             while counter.read_bytes()[:8] == bytes(8):
                 assert time.monotonic() < deadline
                 time.sleep(0.01)

@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tests.lab.topology import LabError, tool
+from tests.patience import patient
 
 _PRIVILEGE_SEPARATION = Path("/run/sshd")
-_SECONDS = 10
+_SECONDS = patient(10)
 
 
 class Login:

@@ -19,8 +19,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests import leaks
+from tests.patience import patient
 
-_SECONDS = 10
+_SECONDS = patient(10)
 
 
 def of_lab(directory: Path, namespaces: set[int]) -> set[int]:

@@ -1,22 +1,77 @@
-"""Running the project's own tests in a guest."""
+"""Running the project's own tests in a guest.
+
+Two ways: `run_tests` waits in one SSH session; `Detached` is for hours: pytest runs without a session, so a guest that
+was paused, or an SSH connection that was lost, costs nothing, and its output comes here as it's written.
+"""
 
 from __future__ import annotations
+
+import contextlib
+import shlex
+import subprocess
+import time
+from pathlib import Path
 
 from tests.vm.guest import Guest
 from tests.vm.installed import HOME
 
 LOG = "/root/ckpt-test.log"
+_STATUS = "/root/ckpt-test.status"
+SLOWNESS = 10
+"""A guest is about that many times slower than this machine, for which tests' own limits are meant."""
 
 
-def run_tests(guest: Guest, *paths: str, seconds: float = 1200) -> str:
-    """pytest's last line; the whole output stays in the guest in LOG. Raises AssertionError with its end."""
+def _command(words: tuple[str, ...]) -> str:
     # /tmp is in memory on Debian 13; some tests look at what a disk does.
-    # A guest is ten times slower than this machine, and a test's own limit is meant for the latter.
-    options = "-p no:cacheprovider --timeout=600 --basetemp=/var/tmp/pytest"
-    options = "-p no:cacheprovider --timeout=600 --basetemp=/var/tmp/pytest"
-    command = f"cd {HOME} && .venv/bin/python -m pytest {options} {' '.join(paths)}"
-    done = guest.run(f"{command} >{LOG} 2>&1; echo $?", timeout=seconds)
+    options = f"-p no:cacheprovider --timeout={120 * SLOWNESS} --basetemp=/var/tmp/pytest"
+    start = f"CKPT_TEST_SLOWNESS={SLOWNESS} .venv/bin/python -m pytest {options}"
+    return f"cd {HOME} && {start} {shlex.join(words)}"
+
+
+def run_tests(guest: Guest, *words: str, seconds: float = 1200) -> str:
+    """pytest's last line; the whole output stays in the guest in LOG. Raises AssertionError with its end."""
+    done = guest.run(f"{_command(words)} >{LOG} 2>&1; echo $?", timeout=seconds)
     said = guest.text("tail", "-n", "60", LOG)
     # 5: nothing collected, which would prove nothing.
     assert done.stdout.strip() == "0", said
     return said.splitlines()[-1]
+
+
+class Detached:
+    """pytest with WORDS in GUEST, its output in TARGET here."""
+
+    def __init__(self, guest: Guest, words: tuple[str, ...], target: Path) -> None:
+        self._guest = guest
+        self._target = target
+        target.write_bytes(b"")
+        line = f"rm -f {_STATUS}; : >{LOG}; ({_command(words)}) >{LOG} 2>&1; echo $? >{_STATUS}"
+        guest.run(f"setsid sh -c {shlex.quote(line)} </dev/null >/dev/null 2>&1 &")
+
+    def wait(self, patience: float) -> int | None:
+        """pytest's exit status; None if nothing was heard of it for PATIENCE seconds, or the guest went off."""
+        heard = time.monotonic()
+        while True:
+            status = self._status()
+            if self._fetch():
+                heard = time.monotonic()
+            if status is not None:
+                return status
+            if time.monotonic() > heard + patience or self._guest.pid() is None:
+                return None
+            time.sleep(5)
+
+    def _status(self) -> int | None:
+        return int(said) if (said := self._ask(f"cat {_STATUS} 2>/dev/null")) else None
+
+    def _fetch(self) -> bool:
+        """Whether there was more output."""
+        have = self._target.stat().st_size
+        more = self._ask(f"tail -c +{have + 1} {LOG}")
+        with self._target.open("ab") as target:
+            target.write(more)
+        return more != b""
+
+    def _ask(self, line: str) -> bytes:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return bytes(self._guest.run(line, check=False, text=False, timeout=120).stdout)
+        return b""

@@ -16,6 +16,7 @@ from pathlib import Path
 from runtime.tracking.pagemap import PAGE
 from runtime.tracking.ranges import Range
 from runtime.tracking.tracker import Tracker
+from tests.patience import patient
 
 HERE = Path(__file__).parent
 
@@ -57,7 +58,7 @@ class Churn:
 
     def _settle(self) -> None:
         """Wait until it waits for the next command: after its answer it still runs for a moment."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + patient(30)
         # proc_pid_syscall(5): read(2) of standard input
         while not Path(f"/proc/{self.pid}/syscall").read_text().startswith("0 0x0 "):
             assert time.monotonic() < deadline

@@ -14,13 +14,14 @@ from images.criu_stream import Capture, Serve
 from images.parts import Sink
 from images.sources import Source
 from tests import needs
+from tests.patience import patient
 from tests.unit.images.fake_criu import InThread
 
 HERE = Path(__file__).parent
 
 
 def until(condition: Callable[[], bool], why: Callable[[], str] = str, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
+    end = time.monotonic() + patient(seconds)
     while not condition():
         assert time.monotonic() < end, why()
         time.sleep(0.01)

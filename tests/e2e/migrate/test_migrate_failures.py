@@ -11,6 +11,7 @@ from runtime.paths import HostPaths
 from tests import needs
 from tests.e2e.migrate.world import World, criu_of, eventually, kill
 from tests.lab.lab import Host
+from tests.patience import patient
 
 pytestmark = needs.MIGRATION
 
@@ -22,7 +23,7 @@ def cold(world: World) -> None:
 
 def fails(process: subprocess.Popen[str], code: int) -> str:
     """PROCESS ends with CODE and one line that says why."""
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=patient(100))
     assert process.returncode == code, errors
     said = [line for line in errors.splitlines() if line.startswith("ckpt: ")]
     assert len(said) == 1, errors
@@ -45,7 +46,7 @@ def test_criu_killed_at_the_source(world: World, point: str) -> None:
         kill(pid)
     world.go_on(point)
     # If everything was dumped it moves all the same. In any case there is one copy, and its client is served.
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=patient(100))
     assert process.returncode in (0, 20), errors
     if process.returncode:
         stays(world, client)
@@ -85,7 +86,7 @@ def test_criu_killed_at_the_destination(world: World, point: str) -> None:
         world.go_on(point)
         for pid in eventually("CRIU restores", lambda: criu_of(world.b, "restore")):
             kill(pid)
-    process.communicate(timeout=100)
+    process.communicate(timeout=patient(100))
     assert process.returncode != 0
     stays(world, client)
 
@@ -98,7 +99,7 @@ def test_a_step_that_fails(world: World, point: str) -> None:
     client = world.connect()
     there = point in ("prepare", "journal-prepared")
     process = world.begin(env=world.stop_at(point, "fail", there=there))
-    process.communicate(timeout=100)
+    process.communicate(timeout=patient(100))
     assert process.returncode != 0
     stays(world, client)
 
@@ -142,7 +143,7 @@ def test_a_disk_that_fills_up_at_the_destination(world: World) -> None:
                 file.write(bytes(1 << 20))
                 file.flush()
         world.go_on("receive")
-        process.communicate(timeout=100)
+        process.communicate(timeout=patient(100))
         assert process.returncode != 0
         assert world.state(world.a) == "running"
         eventually("nothing is there", lambda: not any((small / "containers").iterdir()))
@@ -163,7 +164,7 @@ def test_the_link_breaks_before_commit(world: World, point: str) -> None:
     world.reached(point)
     world.lab.link_down("b")
     world.go_on(point)
-    process.communicate(timeout=150)
+    process.communicate(timeout=patient(150))
     assert process.returncode != 0
     client.beat()
     assert world.state(world.a) == "running"
@@ -181,7 +182,7 @@ def test_the_link_breaks_when_it_is_prepared_and_the_destination_waits(world: Wo
     world.reached("journal-prepared")
     world.lab.link_down("b")
     world.go_on("journal-prepared")
-    process.communicate(timeout=150)
+    process.communicate(timeout=patient(150))
     assert process.returncode != 0
     world.runs_at(world.a, client)
     assert world.journal(world.b)["state"] == "prepared"
@@ -237,7 +238,7 @@ def test_the_command_dies_after_commit_and_recover_finishes_what_could_not_be_sa
     heal = world.stop_at("heal", "fail")["CKPT_TEST_STOP_AT"]
     kill_it["CKPT_TEST_STOP_AT"] += f",{heal}"
     process = world.begin(env={**config, **kill_it})
-    process.communicate(timeout=60)
+    process.communicate(timeout=patient(60))
     world.reached("heal")
     assert world.journal(world.a)["state"] == "committed"
     assert world.journal(world.b)["state"] == "prepared"
@@ -279,7 +280,7 @@ def test_the_destination_goes_down_after_commit(world: World) -> None:
     stop = world.stop_at("journal-committed", "kill")
     stop["CKPT_TEST_STOP_AT"] += "," + world.stop_at("heal", "fail")["CKPT_TEST_STOP_AT"]
     process = world.begin(env=stop)
-    process.communicate(timeout=60)
+    process.communicate(timeout=patient(60))
     world.reached("heal")
     for word in world.processes(world.b):
         kill(int(word.split()[0]))

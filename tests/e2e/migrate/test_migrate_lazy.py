@@ -13,6 +13,7 @@ from tests.e2e.migrate.test_migrate_failures import agents, quick, recovered
 from tests.e2e.migrate.test_migrate_warm import Load, load, report
 from tests.e2e.migrate.world import World, eventually, kill
 from tests.lab.lab import Host
+from tests.patience import patient
 
 __all__ = ["load"]  # a fixture
 pytestmark = [needs.root, needs.criu, needs.compiler]
@@ -66,7 +67,7 @@ def test_a_link_that_breaks_makes_it_wait_and_its_client_too(world: World) -> No
     assert world.journal(world.a)["state"] == "committed"
     world.lab.link_up("b")
     world.lab.limit("b", None)
-    output, errors = process.communicate(timeout=100)
+    output, errors = process.communicate(timeout=patient(100))
     assert process.returncode == 0, errors
     assert json.loads(output.splitlines()[-1])["lazy"]["bytes"] >= 24 << 20
     world.runs_at(world.b, client)
@@ -87,7 +88,7 @@ def test_a_process_that_is_killed_meanwhile_is_replaced(
     else:
         process.kill()
     world.lab.limit("b", None)
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=patient(100))
     assert (process.returncode == 0) == (victim == "agent"), errors
     world.nothing_at(world.a)
     assert world.state(world.b) == "running"
@@ -105,7 +106,7 @@ def test_processes_killed_at_the_source_lose_it_by_name_and_there_is_no_other_co
     for pid in tasks(world.a):
         kill(pid)
     world.lab.limit("b", None)
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=patient(100))
     assert process.returncode == 1
     assert "container w: it is lost, killed at b" in errors, errors
     world.nothing_at(world.a)

@@ -9,6 +9,7 @@ import pytest
 
 from tests import needs
 from tests.e2e.migrate.world import World, eventually, refused
+from tests.patience import patient
 
 pytestmark = needs.MIGRATION
 
@@ -145,7 +146,7 @@ def test_containers_move_at_the_same_time(world: World) -> None:
         world.a.popen(["ckpt", "migrate", name, "b"], stdout=-1, stderr=-1) for name in ("w", "x")
     ]
     for process in both:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=patient(120))
         assert process.returncode == 0, errors
     for name in ("w", "x"):
         assert world.state(world.b, name) == "running"
@@ -198,7 +199,7 @@ def test_other_commands_wait_or_are_refused_while_it_moves(world: World) -> None
     assert "another ckpt command is working on it" in again.stderr
     stop = world.a.popen(["ckpt", "stop", "w"], stderr=-1)
     world.go_on("freeze")
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=patient(60))
     assert process.returncode == 0, errors
     assert stop.wait(60) == 10  # it is gone from here
     world.runs_at(world.b)

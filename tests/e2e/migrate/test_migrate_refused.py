@@ -10,6 +10,7 @@ import pytest
 
 from tests import needs
 from tests.e2e.migrate.world import World, eventually, refused
+from tests.patience import patient
 
 pytestmark = needs.MIGRATION
 
@@ -145,7 +146,7 @@ def test_a_deadline_gives_it_up(world: World, point: str) -> None:
     client = world.connect()
     process = world.begin("--timeout", "4", env=world.stop_at(point, "wait"))
     world.reached(point)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=patient(60))
     assert process.returncode == 14, errors
     assert "it was not done in 4 s" in errors
     world.runs_at(world.a, client)
@@ -159,7 +160,7 @@ def test_a_signal_gives_it_up(world: World, number: int, point: str) -> None:
     process = world.begin(env=world.stop_at(point, "wait"))
     world.reached(point)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=patient(60))
     assert process.returncode == 128 + number, errors
     assert "it was interrupted" in errors
     world.runs_at(world.a, client)
@@ -174,7 +175,7 @@ def test_a_signal_after_commit_is_too_late(world: World) -> None:
     world.reached("bury")
     process.send_signal(2)
     world.go_on("bury")
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=patient(60))
     assert process.returncode == 0, errors
     world.runs_at(world.b, client)
     world.nothing_at(world.a)

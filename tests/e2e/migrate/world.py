@@ -22,11 +22,12 @@ from ckpt.ops import journal
 from runtime.paths import HostPaths
 from tests.lab import Lab
 from tests.lab.lab import Host
+from tests.patience import patient
 
 SOURCE = Path(__file__).with_name("ticker.c")
 _CGROUP = Path("/sys/fs/cgroup")
 PORT = 7000
-PATIENCE = 40.0
+PATIENCE = patient(40)
 """Seconds for what happens by itself; never waited for in full unless the test fails."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab import Host, rootfs
+from tests.patience import patient
 
 INSIDE = Path(__file__).parent / "inside"
 NAME = "survivor"
@@ -34,7 +35,7 @@ def make_rootfs(directory: Path) -> Path:
 
 def wait_for_output(host: Host, name: str, text: str, seconds: float = 120) -> None:
     """Until TEXT is in the container's log. Raises AssertionError if it ends before."""
-    until = time.monotonic() + seconds
+    until = time.monotonic() + patient(seconds)
     while text not in (log := host.ckpt("logs", name)):
         state = inspect(host, name)["state"]
         assert state == "running", f"{name} is {state}: {log}"

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from tests import needs
+from tests.patience import patient
 
 HERE = Path(__file__).parent
 _VERDICT = re.compile(r"V (\S+) bad=(\d+) gap_us=(\d+) rounds=(\d+)")
@@ -23,7 +24,7 @@ _VERDICT = re.compile(r"V (\S+) bad=(\d+) gap_us=(\d+) rounds=(\d+)")
 def until(
     condition: Callable[[], object], why: Callable[[], str] = str, seconds: float = 60
 ) -> None:
-    end = time.monotonic() + seconds
+    end = time.monotonic() + patient(seconds)
     while not condition():
         assert time.monotonic() < end, why()
         time.sleep(0.005)

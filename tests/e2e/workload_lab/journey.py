@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.lab import Host, Lab
+from tests.patience import patient
 
 CLIENT = Path(__file__).with_name("client.py")
 
@@ -32,7 +33,7 @@ class Load:
             self.lines.append(line.strip())
 
     def wait(self, condition: Callable[[], bool], what: str) -> None:
-        until = time.monotonic() + 120
+        until = time.monotonic() + patient(120)
         while not condition():
             assert self._process.poll() is None, f"the client ended: {self.lines[-1:]}"
             assert time.monotonic() < until, f"no {what}; the client said {self.lines[-1:]}"
@@ -47,7 +48,7 @@ class Load:
         """Have it check everything that it was promised; its report."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait(120)
+        self._process.wait(patient(120))
         self._reader.join()
         report: dict[str, Any] = json.loads(self.lines[-1])
         return report
@@ -77,7 +78,7 @@ def running(lab: Lab, tree: Path, *options: str, command: list[str]) -> Iterator
 def wait_for_port(lab: Lab, address: str, port: int) -> None:
     """Until the service takes connections."""
     script = f"import socket; socket.create_connection(('{address}', {port}), 5)"
-    until = time.monotonic() + 120
+    until = time.monotonic() + patient(120)
     while lab["c"].run([sys.executable, "-c", script], check=False).returncode:
         assert time.monotonic() < until, lab["a"].ckpt("logs", "service")
         time.sleep(0.1)
