@@ -32,6 +32,7 @@ _REGION = 3 * 8  # struct page_region: start, end, categories
 SOFT_DIRTY = 1 << 55
 PRESENT = 1 << 63
 SWAPPED = 1 << 62
+_FRAME = SOFT_DIRTY - 1  # all zeros for who lacks CAP_SYS_ADMIN
 
 Region = tuple[int, int]
 
@@ -104,7 +105,7 @@ def supports_scan() -> bool:
 
 
 def supports_soft_dirty() -> bool:
-    """Whether this kernel marks written pages: a page that was just written must have the mark."""
+    """Whether this kernel marks written pages: one just written must have the mark, and a frame that we may know of."""
     fd = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
     try:
         with mmap.mmap(-1, PAGE, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as page:
@@ -112,6 +113,7 @@ def supports_soft_dirty() -> bool:
             view = ctypes.c_char.from_buffer(page)
             address = ctypes.addressof(view)
             del view
-            return bool(entries(fd, address, address + PAGE)[0] & SOFT_DIRTY)
+            entry = entries(fd, address, address + PAGE)[0]
+            return bool(entry & SOFT_DIRTY and entry & _FRAME)
     finally:
         os.close(fd)

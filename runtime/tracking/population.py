@@ -6,6 +6,7 @@ import contextlib
 import os
 from array import array
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from runtime.tracking import pagemap
 from runtime.tracking.pagemap import PAGE, Scanner
@@ -14,6 +15,11 @@ from runtime.tracking.ranges import Range, merged
 _PIECE = 1 << 30  # bytes of address space whose entries are read at once: 2 MiB of them
 _OCCUPIED = pagemap.PRESENT | pagemap.SWAPPED
 _ENTRY = 8
+_CHUNK = 512 * PAGE
+_NO_SOFT_DIRTY = bytes(
+    value & 0x7F for value in range(256)
+)  # of an entry's byte 6, as SOFT_DIRTY is bit 55
+_ONLY_SWAPPED = bytes(value & 0x40 for value in range(256))  # of byte 7: bit 62
 
 
 @contextlib.contextmanager
@@ -57,3 +63,53 @@ def having(entries: array[int], start: int, bits: int) -> list[Range]:
         found.append((start + begin * PAGE, start + end * PAGE))
         begin = marks.find(1, end)
     return found
+
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Where the pages from START on are: an entry of pagemap(5) for each, of its flags only SWAPPED; 0 is nowhere."""
+
+    start: int
+    end: int
+    entries: bytes
+
+    @classmethod
+    def of(cls, entries: array[int], start: int) -> Frames:
+        """From ENTRIES as the kernel gives them."""
+        bare = bytearray(entries.tobytes())
+        for byte, table in ((6, _NO_SOFT_DIRTY), (7, _ONLY_SWAPPED)):
+            bare[byte::_ENTRY] = bare[byte::_ENTRY].translate(table)
+        return cls(start, start + len(entries) * PAGE, bytes(bare))
+
+    def part(self, start: int, end: int) -> bytes:
+        """The entries of [START, END)."""
+        return self.entries[
+            (start - self.start) // PAGE * _ENTRY : (end - self.start) // PAGE * _ENTRY
+        ]
+
+
+def replaced(before: list[Frames], now: list[Frames]) -> list[Range]:
+    """Pages that were somewhere BEFORE and are NOW somewhere else in memory, or nowhere. Both lists are sorted.
+
+    Neither a page that is swapped out counts, which keeps its mark if it was written, nor one that was nowhere: what
+    appears there was written, or is zeros still.
+    """
+    found: list[Range] = []
+    first = second = 0
+    while first < len(before) and second < len(now):
+        old, new = before[first], now[second]
+        for at in range(max(old.start, new.start), end := min(old.end, new.end), _CHUNK):
+            until = min(at + _CHUNK, end)
+            was, is_ = old.part(at, until), new.part(at, until)
+            if was != is_:  # seldom: nothing is done for each page otherwise
+                pages = zip(array("Q", was), array("Q", is_), strict=True)
+                found += merged(
+                    (at + n * PAGE, at + (n + 1) * PAGE)
+                    for n, (a, b) in enumerate(pages)
+                    if a and a != b and not b & pagemap.SWAPPED
+                )
+        if old.end < new.end:
+            first += 1
+        else:
+            second += 1
+    return merged(found)

@@ -4,8 +4,10 @@ Reading the bits and clearing them are two steps, and a write between them would
 stand still for both, stopped by ptrace: for as long as the kernel needs to walk its page tables twice (some
 milliseconds per GiB). What was read is worked out after they go on.
 
-As everywhere: shared memory and files are always dirty (others write there, and write(2) sets no bit of ours); pages
-given back are found by comparing what is populated with the round before. New mappings are marked by the kernel.
+As everywhere: shared memory and files are always dirty (others write there, and write(2) sets no bit of ours). New
+mappings are marked by the kernel. Pages given back aren't, nor is the kernel's page of zeros that reading puts in their
+place. Both show in a page's frame being another one than in the round before; so does a page that the kernel moved,
+which then counts as written without need.
 
 Only one at a time can clear the bits of a process: `criu pre-dump --track-mem` and this don't go together.
 """
@@ -23,15 +25,14 @@ from dataclasses import dataclass, field
 from runtime import proc
 from runtime.errors import Unsupported
 from runtime.tracking import pagemap, ptrace
-from runtime.tracking.population import having, opened
-from runtime.tracking.ranges import Range, common, merged, without
+from runtime.tracking.population import Frames, having, opened, replaced
+from runtime.tracking.ranges import Range, merged, without
 from runtime.tracking.tracker import Select
 from runtime.tracking.vmas import Vma, anonymous, mappings
 from runtime.tracking.watching import Watched, Watching
 
 log = logging.getLogger(__name__)
 
-_OCCUPIED = pagemap.PRESENT | pagemap.SWAPPED
 _LARGEST = 1 << 36
 """Bytes of a mapping beyond which its entries (8 bytes for each page) aren't read: it counts as dirty."""
 _STOP_SECONDS = 1.0
@@ -40,7 +41,8 @@ _STOP_SECONDS = 1.0
 @dataclass(slots=True)
 class _Process(Watched):
     watched: list[Range] = field(default_factory=list)
-    populated: list[Range] = field(default_factory=list)
+    frames: list[Frames] = field(default_factory=list)
+    """Of `watched`."""
 
 
 class SoftDirty(Watching[_Process]):
@@ -85,21 +87,19 @@ class SoftDirty(Watching[_Process]):
                 if not frozen:  # it's the last question, and clearing takes as long as reading
                     _clear(pid)
         except _Untouchable as reason:
-            process.why_not, process.watched, process.populated = str(reason), [], []
+            process.why_not, process.watched, process.frames = str(reason), [], []
             process.vmas = [vma for vma in mappings(pid) if self._select(vma)]
             return merged((vma.start, vma.end) for vma in process.vmas)
         process.why_not, process.vmas = "", vmas
         tracked = merged((vma.start, vma.end) for vma in vmas if _trackable(vma))
         found = [(vma.start, vma.end) for vma in vmas if not _trackable(vma)]
-        populated: list[Range] = []
         for start, entries in read:
             found += having(entries, start, pagemap.SOFT_DIRTY)
-            populated += having(entries, start, _OCCUPIED)
         # What wasn't watched before: bits that somebody else cleared say nothing.
         found += without(tracked, process.watched)
-        populated = merged(populated)
-        found += common(without(process.populated, populated), tracked)
-        process.watched, process.populated = tracked, populated
+        frames = [Frames.of(entries, start) for start, entries in read]
+        found += replaced(process.frames, frames)
+        process.watched, process.frames = tracked, frames
         return merged(found)
 
 

@@ -71,7 +71,7 @@ def test_the_first_answer_is_everything_there_is(tracker, program):
 
 
 def test_written_pages_are_found_and_others_are_not(tracker, program):
-    at = program.map("anon", 4 * MIB)
+    at = program.map("small", 4 * MIB)
     program.do("write", at, 4 * MIB, 1)
     copy = begun(tracker, program)
     copy.follow()  # the stack and buffers of the last command
@@ -88,7 +88,7 @@ def test_written_pages_are_found_and_others_are_not(tracker, program):
 
 
 def test_each_answer_begins_anew(tracker, program):
-    at = program.map("anon", MIB)
+    at = program.map("small", MIB)
     program.do("write", at, MIB, 1)
     copy = begun(tracker, program)
     program.do("touch", at)
@@ -125,6 +125,17 @@ def test_memory_given_back_is_a_change_to_zeros(tracker, program):
     assert copy.pages.get(at + 40 * PAGE, bytes(PAGE)) == bytes(PAGE)
     # given back, then read: a zero page appears
     program.do("free", at, 16 * PAGE)
+    program.do("read", at)
+    copy.follow()
+    assert copy.differences() == []
+
+
+def test_a_huge_page_given_back_and_read_is_a_change_to_zeros(tracker, program):
+    """The kernel has a huge page of zeros for that, which nobody wrote either."""
+    at = program.map("huge", 4 * MIB)
+    program.do("write", at, 4 * MIB, 1)
+    copy = begun(tracker, program)
+    program.do("free", at, 2 * MIB)
     program.do("read", at)
     copy.follow()
     assert copy.differences() == []
@@ -403,7 +414,7 @@ def test_a_process_without_memory_has_nothing_dirty(tracker):
 
 
 def test_populated_memory_is_told_from_reserved(program):
-    at = program.map("anon", 64 * MIB)
+    at = program.map("small", 64 * MIB)
     program.do("write", at + 8 * MIB, 16 * PAGE, 1)
     with opened(program.pid) as fd:
         assert populated(fd, [(at, at + 64 * MIB)]) == [(at + 8 * MIB, at + 8 * MIB + 16 * PAGE)]

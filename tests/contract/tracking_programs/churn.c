@@ -2,7 +2,8 @@
 
    A command is one line; the answer, when it is done, is "ok ..." on standard output. Addresses are in hexadecimal.
 
-   map KIND SIZE        map memory: anon, shared, guard (no access), huge (transparent huge pages), file; answers the address
+   map KIND SIZE        map memory: anon, small (never in huge pages), shared, guard (no access), huge (transparent huge pages),
+                        file; answers the address
    map-at ADDR SIZE     map over what is there
    unmap ADDR SIZE
    write ADDR SIZE SEED fill with bytes that follow from the seed
@@ -86,6 +87,8 @@ static void *map(const char *kind, size_t size)
 		return got;
 	}
 	got = mmap(NULL, size, access, flags, fd, 0);
+	if (!strcmp(kind, "small"))
+		madvise(got, size, MADV_NOHUGEPAGE);
 	if (fd >= 0)
 		close(fd);
 	return got;

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from runtime.syscalls import MACHINE
-from runtime.tracking import frame, gadgets
-from runtime.tracking.population import having
+from runtime.tracking import frame, gadgets, pagemap
+from runtime.tracking.population import Frames, having, replaced
 from runtime.tracking.ptrace import Registers
 from runtime.tracking.ranges import common, merged, size, without
 
@@ -51,6 +51,32 @@ def test_page_entries_become_ranges(flags, bits):
     assert canonical(found)
     pages = {at // 0x1000 for at in points([(a, b) for a, b in found]) if at % 0x1000 == 0}
     assert pages == {7 + n for n, flag in enumerate(flags) if flag}
+
+
+_frames = st.lists(st.sampled_from([0, 1, 2, 5 << 40]), max_size=40)
+
+
+@given(_frames, _frames, st.sets(st.integers(0, 39)), st.integers(0, 9), st.integers(0, 39))
+def test_pages_in_another_frame_are_found_whatever_their_flags(was, now, swapped, shift, cut):
+    flags = [pagemap.PRESENT | (n % 2) << 55 | (n % 3 == 0) << 61 for n in range(40)]
+
+    def entry(n, frame):
+        kind = pagemap.SWAPPED if n in swapped else flags[n]
+        return frame and frame | kind
+
+    before = array("Q", [frame and frame | pagemap.PRESENT for frame in was])
+    after = array("Q", [entry(n, frame) for n, frame in enumerate(now)])
+    start, later = 0x1000 * 7, 0x1000 * (7 + shift)
+    # In two pieces, as mappings come and go.
+    pieces = [Frames.of(before[:cut], start), Frames.of(before[cut:], start + cut * 0x1000)]
+    found = replaced(pieces, [Frames.of(after, later)])
+    assert canonical(found)
+    old = {7 + n: frame for n, frame in enumerate(was)}
+    assert {at // 0x1000 for at in points(found) if at % 0x1000 == 0} == {
+        7 + shift + n
+        for n, frame in enumerate(now)
+        if old.get(7 + shift + n) not in (None, 0, frame) and not (frame and n in swapped)
+    }
 
 
 @pytest.mark.parametrize(
