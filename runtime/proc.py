@@ -42,3 +42,8 @@ def status_field(pid: int, name: str) -> str:
             if line.startswith(name.encode() + b":"):
                 return line.partition(b":")[2].strip().decode()
     return ""
+
+
+def number_inside(pid: int) -> int:
+    """The process id as its own namespace sees it. Raises OSError; IndexError for one that has just gone."""
+    return int(status_field(pid, "NSpid").split()[-1])

@@ -12,7 +12,8 @@ CRIU leaves nothing to us, and what is not to be carried is seen when the checkp
 A page travels under the process id that the container knows, since that is what CRIU's images and the restored tasks
 have. At the end the destination holds exactly the populated pages of the hidden ranges: what is hidden and did not
 arrive is zeros, and what arrived and is not hidden (a mapping that went away meanwhile) is taken back by settle().
-What processes share goes the same way, object by object (carry_shared.py).
+What processes share goes the same way, object by object (carry_shared.py). What they have written to private mappings
+of files travels under numbers of its own, and is left to CRIU unless the destination can put it in place.
 """
 
 from __future__ import annotations
@@ -20,22 +21,31 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from ckpt.ops.carry_shared import SharedCarrier
 from ckpt.ops.convergence import Limits, Next, Round, decide
+from ckpt.ops.taken import private_by_kind
 from images.lazy_entries import plan_lazy
-from images.pages import build_page_map, parse_page_map
+from images.pages import PageRun, build_page_map, parse_page_map
 from runtime import proc
 from runtime.errors import NotFound, RuntimeFault, Unsupported
 from runtime.pagesource.read import TaskReader
 from runtime.pagesource.sink import PageSink
+from runtime.pagesource.wire import COPIES_FROM
 from runtime.tracking import choose, population
 from runtime.tracking.ranges import Range, common, merged, size, without
 from runtime.tracking.tracker import tell_taken
-from runtime.veil.carry import carryable, is_candidate
+from runtime.tracking.vmas import Vma, mappings
+from runtime.veil.carry import (
+    carryable,
+    carryable_copies,
+    is_candidate,
+    is_candidate_or_copied,
+)
 
 NOTEWORTHY = 1 << 20
 """Bytes of a process that nobody can track: less of it costs no pause worth a word."""
@@ -48,14 +58,19 @@ class NotConverging(Unsupported):
 
 
 class Task:
-    """One process: its memory to read, its number in the container, and what of it the destination holds."""
+    """One process: its memory to read, its number in the container, and what of it the destination holds.
 
-    def __init__(self, pid: int) -> None:
+    COPIES: what it has written to private mappings of files, which is a task of its own.
+    """
+
+    def __init__(self, pid: int, *, copies: bool = False) -> None:
         self.pid = pid
-        self.number = number_of(pid)
+        self.number = number_of(pid) + (COPIES_FROM if copies else 0)
         self.reader = TaskReader(pid)
         self.sent: list[Range] = []
         self.hidden: list[Range] = []
+        self.vmas: list[Vma] = []
+        """As they were when CRIU came."""
         self.fetch: list[Range] = []
 
 
@@ -69,20 +84,26 @@ class Carrier:
         *,
         limits: Limits,
         shared: SharedCarrier | None = None,
+        copies: bool = False,
         on_round: Callable[[int], None] = lambda written: None,
         on_new: Callable[[list[int]], None] = lambda pids: None,
     ) -> None:
         """SHARED: carries what processes share, over the same lane; closed at the end. Without it that is left to CRIU.
+
+        COPIES: carry what was written to private mappings of files as well.
 
         ON_NEW: called with all processes when there are new ones between two rounds; may raise to end it."""
         self._all_pids = pids
         self._on_new = on_new
         self._limits = limits
         self._on_round = on_round
+        self._copies = copies
         self._tasks: dict[int, Task] = {}
+        """By pid; what was written to private mappings of files by its negative."""
         self._owners: dict[int, int] = {}
+        self._dumped: dict[int, Sequence[PageRun]] = {}
         self._lock = threading.Lock()
-        self._tracker = choose.best(is_candidate)
+        self._tracker = choose.best(is_candidate_or_copied if copies else is_candidate)
         self._sender = sink
         self._shared = shared
         self.tracker = self._tracker.name
@@ -166,50 +187,64 @@ class Carrier:
             self._on_new(pids)
         for pid in pids:
             with contextlib.suppress(NotFound, FileNotFoundError, ProcessLookupError):
-                task = self._task(pid)
+                self._task(pid)
                 dirty = self._tracker.dirty(pid, frozen=frozen)
+                vmas = self._tracker.vmas(pid)
+                copied = merged((vma.start, vma.end) for vma in vmas if vma.copied)
+                mapped = merged((vma.start, vma.end) for vma in vmas if not vma.copied)
                 with population.opened(pid) as pagemap:
-                    there = population.populated(pagemap, dirty)
-                gone = common(without(dirty, there), task.sent)
-                if not frozen:  # no round follows, and settle() forgets as well
-                    mapped = merged((vma.start, vma.end) for vma in self._tracker.vmas(pid))
-                    gone = merged([*gone, *without(task.sent, mapped)])
-                if gone:
-                    self._forget(task, gone)
+                    there = population.populated(pagemap, common(dirty, mapped))
+                    copies = population.copies(pagemap, common(dirty, copied))
                 found[pid] = there
+                self._take_back(pid, without(dirty, there), None if frozen else mapped)
+                if copies or -pid in self._tasks:
+                    found[-pid] = copies
+                    self._task(-pid)
+                    self._take_back(-pid, without(dirty, copies), None if frozen else copied)
         return found
 
-    def _task(self, pid: int) -> Task:
+    def _take_back(self, key: int, gone: list[Range], mapped: list[Range] | None) -> None:
+        """What was sent, and is GONE or not MAPPED any more; in the frozen window (None) settle() forgets the latter."""
+        task = self._tasks[key]
+        stray = without(task.sent, mapped) if mapped is not None else []
+        if gone := merged([*common(gone, task.sent), *stray]):
+            self._forget(task, gone)
+
+    def _task(self, key: int) -> Task:
         # The veil and last() may both be the first to come to a process.
         with self._lock:
-            task = self._tasks.get(pid)
-            return task if task is not None else self._new_task(pid)
+            task = self._tasks.get(key)
+            return task if task is not None else self._new_task(key)
 
-    def _new_task(self, pid: int) -> Task:
+    def _new_task(self, key: int) -> Task:
         try:
-            task = Task(pid)
+            task = Task(abs(key), copies=key < 0)
         except RuntimeFault as fault:
             raise NotFound(doing=fault.doing, target=fault.target, why=fault.why) from fault
         before = self._tasks.pop(self._owners.get(task.number, 0), None)
         if before is not None:  # it ended, and the container gave its number to this one
             self._sender.ended(task.number)
             before.reader.close()
-        self._owners[task.number] = pid
-        self._tasks[pid] = task
+        self._owners[task.number] = key
+        self._tasks[key] = task
         return task
 
     def untracked(self) -> dict[int, tuple[int, str]]:
         """Processes that are copied as a whole each time: bytes, and why."""
-        found = {pid: (size(t.sent), self._tracker.why_all(pid)) for pid, t in self._tasks.items()}
+        found = {
+            key: (size(t.sent), self._tracker.why_all(key))
+            for key, t in self._tasks.items()
+            if key > 0
+        }
         return {pid: one for pid, one in found.items() if one[1]}
 
     def _send(self, found: dict[int, list[Range]], check: Check, *, quick: bool = False) -> int:
         pages = 0
         # In the frozen window (quick) nobody asks again.
         compares = self._tracker.compares and not quick
-        for pid, ranges in found.items():
+        for key, ranges in found.items():
             check()
-            task = self._tasks.get(pid)
+            task = self._tasks.get(key)
             if task is None:
                 continue  # it ended, and another has its number
             try:
@@ -218,7 +253,7 @@ class Carrier:
                     task.reader,
                     ranges,
                     quick=quick,
-                    took=partial(tell_taken, self._tracker, pid) if compares else None,
+                    took=partial(tell_taken, self._tracker, task.pid) if compares else None,
                 )
             except NotFound:
                 continue  # it ended; settle() tells the destination
@@ -235,8 +270,14 @@ class Carrier:
         """For runtime.veil.Veil, which asks in a thread of its own."""
         if pid not in self._pids():
             return []  # CRIU tries the call on itself
-        self._task(pid).hidden = carryable(pid)
-        return self._task(pid).hidden
+        task = self._task(pid)
+        task.vmas = mappings(pid)
+        task.hidden = carryable(pid, task.vmas)
+        if not self._copies:
+            return task.hidden
+        copies = self._task(-pid)
+        copies.hidden = carryable_copies(pid, task.vmas)
+        return [*task.hidden, *copies.hidden]
 
     def hide_shared(self, device: int, inode: int) -> bool:
         """The same, for memory that processes share."""
@@ -257,9 +298,21 @@ class Carrier:
         task = next((t for t in self._tasks.values() if t.number == number), None)
         if task is None:
             return data
-        plan = plan_lazy(parse_page_map(data, f"of task {number}"), task.hidden)
+        page_map = parse_page_map(data, f"of task {number}")
+        self._dumped[number] = page_map.runs
+        plan = plan_lazy(page_map, task.hidden)
         task.fetch = list(plan.fetch)
         return build_page_map(plan.page_map.pages_id, plan.page_map.runs)
+
+    def left_to_criu(self) -> dict[str, int]:
+        """Bytes of private memory that CRIU wrote, by kind; after rewrite()."""
+        found: Counter[str] = Counter()
+        for number, runs in self._dumped.items():
+            task = self._tasks[self._owners[number]]
+            copies = self._tasks.get(-task.pid)
+            hidden = copies.hidden if copies is not None else []
+            found.update(private_by_kind(runs, task.vmas, task.hidden, hidden))
+        return dict(found)
 
     def hidden(self, number: int) -> list[Range]:
         """What CRIU was not shown of the task NUMBER."""
@@ -268,13 +321,14 @@ class Carrier:
     def settle(self, check: Check) -> None:
         """CRIU has dumped everything: send what it left to us, take back what is not carried, and set the mark."""
         alive = set(self._pids())
-        for pid, task in self._tasks.items():
-            if pid not in alive:
+        for key, task in self._tasks.items():
+            if task.pid not in alive:
                 self._sender.ended(task.number)
                 continue
             if task.fetch:
-                with population.opened(pid) as pagemap:
-                    self._send({pid: population.populated(pagemap, task.fetch)}, check, quick=True)
+                with population.opened(task.pid) as pagemap:
+                    there = population.populated(pagemap, task.fetch)
+                self.last_bytes += self._send({key: there}, check, quick=True)
             stray = without(task.sent, merged([*task.hidden, *task.fetch]))
             if stray:
                 self._forget(task, stray)
@@ -297,6 +351,6 @@ def has_memory(pid: int) -> bool:
 def number_of(pid: int) -> int:
     """The process id as its container sees it."""
     try:
-        return int(proc.status_field(pid, "NSpid").split()[-1])
+        return proc.number_inside(pid)
     except (FileNotFoundError, ProcessLookupError, IndexError):
         raise NotFound(doing="looking at", target=f"process {pid}", why="it has ended") from None

@@ -29,6 +29,7 @@ from ckpt.ops.late import NAME as LATE
 from ckpt.ops.late import Late
 from ckpt.ops.outgoing import Beside, Held, Target, put_held, put_part, send_layers
 from ckpt.ops.processor import cpu_features
+from ckpt.ops.taken import by_kind
 from ckpt.ops.trees import LOGS, Tree, trees_of
 from images import remaps
 from images.criu_stream import Capture
@@ -98,6 +99,7 @@ class Departure:
         """Of content, in all rounds."""
         self.bytes_images = 0
         """What CRIU wrote."""
+        self._images: dict[str, int] = {}
         self._volumes = volumes.named(host.paths, container.record.spec)
         self._carried = self._volumes if with_volumes else []
 
@@ -282,8 +284,9 @@ class Departure:
         sink = Held(target.sink(CRIU), page_maps=self._carrier is not None)
         faults: list[BaseException] = []
 
-        def count(_: str, size: int) -> None:
+        def count(name: str, size: int) -> None:
             self.bytes_images += size
+            self._images[name] = size
 
         def take() -> None:
             try:
@@ -355,6 +358,11 @@ class Departure:
             self.held = sink.held
             return
         put_held(target, sink.held)
+
+    def images_by_kind(self) -> dict[str, int]:
+        """Bytes that CRIU wrote: all that it held the container still for, besides looking."""
+        looked = self._carrier if not self._whole else None
+        return by_kind(self._images, looked.left_to_criu() if looked is not None else None)
 
     # ---- the verdict
 

@@ -38,6 +38,12 @@ ROUNDS = 0.75
 0.85 of it."""
 DUMP_RATE = 900e6
 """Bytes per second that CRIU dumps and restores, pages touched for the first time."""
+PER_RUN = 25e-6
+"""Seconds for each range that CRIU dumps and restores besides its bytes: 18 and 10 us, or 30 and 15, for 32768 and 65536
+pages that lay by themselves."""
+PLACED = "private file mappings put in place"
+PLACING = 800e6
+"""Bytes per second that the destination writes to private mappings of files (runtime/pagecache/place.py)."""
 LOOKING = 4e9
 """Bytes of shared memory per second that a look compares, with two processors: 3 to 7 GB/s for each."""
 ROUND_TRIPS = 2.5
@@ -145,9 +151,9 @@ def warm(at: Circumstances) -> Prediction:
     if reason := at.against or at.not_warm:
         return Prediction("warm", False, reason)
     seen, way = at.observed, at.way
-    shared = seen.content.shared
+    shared, copies = seen.content.shared, seen.content.copies
     course = expect(
-        seen.content.carried + shared,
+        seen.content.carried + shared + copies,
         seen.writing,
         way.pace,
         at.limits,
@@ -165,9 +171,10 @@ def warm(at: Circumstances) -> Prediction:
         Part("pages written last", course.last / way.pace, course.last),
         Part("a look at shared memory", looking),
         Part("shared memory written last", last / way.pace, last),
+        Part(PLACED, copies / PLACING, copies),
         *_left(at, without=IN_ROUNDS),
     ]
-    left = sum(one.size for one in seen.content.left) - shared + last
+    left = sum(one.size for one in seen.content.left) - shared - copies + last
     return Prediction(
         "warm",
         True,
@@ -258,7 +265,10 @@ def _fixed(at: Circumstances) -> list[Part]:
 
 def _left(at: Circumstances, without: Collection[str] = ()) -> list[Part]:
     left = [one for one in at.observed.content.left if one.what not in without]
-    return [Part(one.what, one.size / _dumped(at), one.size) for one in left]
+    return [
+        Part(one.what, one.size / _dumped(at) + max(0, one.runs - 1) * PER_RUN, one.size)
+        for one in left
+    ]
 
 
 def _worth(parts: list[Part]) -> tuple[Part, ...]:

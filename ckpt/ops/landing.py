@@ -4,6 +4,8 @@ Pages come on a lane of their own while the container still runs at the source, 
 the source's last mark, when every page is here and counts and digest agree, they are handed to a pager, a process that
 outlives us: it gives the restored tasks the pages that they touch, and fills in the rest behind their back.
 
+What tasks had written to private mappings of files is put in place when they are restored and don't run yet.
+
 What processes share lies in memfds that are as the tasks are to have them, and CRIU takes those instead of its own (see
 runtime/veil/handover.c).
 """
@@ -21,10 +23,11 @@ from ckpt.ops.host import Host
 from runtime import cgroups, proc
 from runtime.errors import RuntimeFault, SystemFault, Unsupported
 from runtime.pagecache.charge import Charger
+from runtime.pagecache.place import place
 from runtime.pagecache.store import PageStore
 from runtime.pager.client import Pager
 from runtime.pagesource.receive import PageReceiver
-from runtime.pagesource.wire import Range
+from runtime.pagesource.wire import COPIES_FROM, Range, is_copies
 from runtime.shared.find import missing
 
 _TICK = 0.05
@@ -116,7 +119,7 @@ class Landing:
         for task in self.store:
             if task in self.store.shared:
                 self.store[task].let_go()  # it may be about to be sealed against writing
-            else:
+            elif not is_copies(task):
                 self.pager.pages(task, self.store[task], known=True)
         self.pager.complete()
         self._handed_over.set()
@@ -151,6 +154,7 @@ class Landing:
                 why="CRIU did not take what came",
             )  # fmt: skip
         status = self.pager.fill()
+        self._place_copies(pids())
         if status.trouble or status.dropped:
             raise SystemFault(
                 doing="placing",
@@ -162,6 +166,18 @@ class Landing:
                 doing="placing", target="the pages of the container",
                 why="this kernel doesn't tell of forks while pages are missing",
             )  # fmt: skip
+
+    def _place_copies(self, pids: Iterable[int]) -> None:
+        copies = {task for task in self.store if is_copies(task)}
+        for pid in pids if copies else ():
+            task = COPIES_FROM + proc.number_inside(pid)
+            if task in copies:
+                place(pid, self.store[task])
+                copies.discard(task)
+        if any(self.store[task].known for task in copies):
+            raise SystemFault(
+                doing="placing", target="pages of the container", why="their process is not there"
+            )
 
     def close(self) -> None:
         """Give back what we hold; a pager that has its orders keeps its own."""

@@ -536,6 +536,8 @@ class Migration:
             self.report.downtime_ns = at - self._there.clock_offset_ns - frozen
         self._phase("go", "clean")
         self._there.hear_arrivals(self.report.timeline)
+        if self._departure is not None:
+            self.report.images_by_kind = self._departure.images_by_kind()
         if self._lane is not None:
             self._lane.abort()  # everything arrived, as the destination's count says
         if self._departure is not None:

@@ -31,7 +31,7 @@ from runtime.tracking import choose, population
 from runtime.tracking.ranges import Range, size
 from runtime.tracking.tracker import Tracker, tell_taken
 from runtime.tree import diff, snapshot
-from runtime.veil.carry import is_candidate
+from runtime.veil.carry import is_candidate_or_copied
 
 SECONDS = 3.0
 SHORT, SHORTS = 0.02, 8
@@ -88,7 +88,7 @@ def observe(
     content = look(cgroup.pids(), external)
     before = list(map(snapshot, trees))
     with SharedWriting(cgroup.pids, host.paths.programs) as shared:
-        tracker = choose.best(is_candidate)
+        tracker = choose.best(is_candidate_or_copied)
         try:
             watch = _Watch(tracker, lambda: [pid for pid in cgroup.pids() if has_memory(pid)])
             began = time.monotonic()
@@ -147,7 +147,7 @@ class _Watch:
             with contextlib.suppress(NotFound, FileNotFoundError, ProcessLookupError):
                 dirty = self._tracker.dirty(pid)
                 with population.opened(pid) as pagemap:
-                    found[pid] = population.populated(pagemap, dirty)
+                    found[pid] = population.held(pagemap, dirty, self._tracker.vmas(pid))
                 if self._tracker.compares:
                     self._take(pid, found[pid])
         now = time.monotonic()

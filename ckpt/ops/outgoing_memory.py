@@ -84,6 +84,7 @@ class OutgoingMemory:
                 self._pids,
                 limits=self._wishes.limits,
                 shared=SharedCarrier(sender, self._pids, self._host.paths.programs),
+                copies=True,
                 on_round=ended,
                 on_new=self._look_at_forks,
             )

@@ -33,6 +33,8 @@ class Report:
     bytes_files: int = 0
     bytes_layers: int = 0
     bytes_images: int = 0
+    images_by_kind: dict[str, int] = field(default_factory=dict)
+    """What CRIU took itself, while the container stood still: bytes."""
     bytes_memory: int = 0
     """Of the lane that carries memory while the container runs (warm)."""
     bytes_last: int = 0
@@ -107,6 +109,7 @@ class Report:
                 "files": self.bytes_files,
                 "layers": self.bytes_layers,
             },
+            "images_by_kind": self.images_by_kind,
             "phases_ms": {name: round(ns / 1e6, 1) for name, ns in self.phases.items()},
             "environment": self.environment,
             **self.timeline.to_dict(self.frozen_ns),

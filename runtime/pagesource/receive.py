@@ -21,6 +21,7 @@ from runtime.pagesource import wire
 from runtime.pagesource.send import STALL
 from runtime.pagesource.wire import PAGE, Counts, Encoding, Head, Kind, Mark
 
+_NOTHING = memoryview(bytes(PAGE))
 MAX_TASKS = 1 << 15
 """Tasks of one container; each costs us a descriptor."""
 
@@ -116,12 +117,15 @@ class PageReceiver:
             return
         if head.kind is Kind.PAGES:
             self._pages(head, runs, count)
-        else:
-            self._store.forget(head.task, runs)
-            if head.kind is Kind.ZEROS:
-                self.counts.zeros += count
+        elif head.kind is Kind.ZEROS:
+            self.counts.zeros += count
+            if wire.is_copies(head.task):
+                self._zeros(head.task, runs)
             else:
-                self.counts.gone += count
+                self._store.forget(head.task, runs)
+        else:
+            self.counts.gone += count
+            self._store.forget(head.task, runs)
         if pages.owed is not None:
             for start, end in runs:
                 pages.arrived(start, end)
@@ -142,6 +146,12 @@ class PageReceiver:
             self._copy_into(places, head, size)
         for start, end in runs:
             pages.hold(start, end)
+
+    def _zeros(self, task: int, runs: Sequence[wire.Range]) -> None:
+        """Where a page that isn't there would be something else."""
+        for start, end in runs:
+            for at in range(start, end, IOV_MAX * PAGE):
+                self._write(task, [_NOTHING] * (min(end - at, IOV_MAX * PAGE) // PAGE), at)
 
     def _copy_into(self, places: Sequence[memoryview], head: Head, size: int) -> None:
         plain = self._read(head.payload)

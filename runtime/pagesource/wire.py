@@ -16,6 +16,9 @@
 
     extent   u64: address of the first page, with (pages - 1) in its lower 12 bits
 
+A task's pages in private mappings of files travel under a number of their own (COPIES_FROM and the task's): they are
+put in place in another way, and one of zeros is a page like any other, where none would be the file's.
+
 Order matters: each record replaces what earlier ones said of the same pages. A stream has no end of its own: the two
 sides agree on which mark is the last, and compare it.
 """
@@ -37,6 +40,8 @@ _MARK = struct.Struct("<QQQQQ32s")
 _SHARED = struct.Struct("<IB")
 SHARED_FROM = 1 << 31
 """Numbers of shared objects begin here: no process has such an id."""
+COPIES_FROM = 1 << 30
+"""Likewise, of what tasks have written to private mappings of files."""
 MAX_NAME = 249
 """Bytes of a memfd's name (memfd_create(2))."""
 MAX_EXTENT = 4096
@@ -106,6 +111,11 @@ class Mark:
 
     counts: Counts
     digest: bytes
+
+
+def is_copies(task: int) -> bool:
+    """Whether the number TASK is that of a task's pages in private mappings of files."""
+    return COPIES_FROM <= task < SHARED_FROM
 
 
 def build_head(

@@ -122,13 +122,18 @@ class Compare(Watching[_Process]):
     def _changed(self, process: _Process, vma: Vma, memory: int, pagemap: int) -> list[Range]:
         whole = (vma.start, vma.end)
         # Only anonymous memory is surely zero where this process has no page.
-        there = population.populated(pagemap, [whole]) if vma.anonymous else [whole]
+        if vma.copied:
+            there = population.copies(pagemap, [whole])
+        else:
+            there = population.populated(pagemap, [whole]) if vma.anonymous else [whole]
         found: list[Range] = []
         for start, end in there:
             for at in range(start, end, _CHUNK):
                 found += self._changed_in(process, at, min(at + _CHUNK, end), memory)
         for start, end in without([whole], there):
-            found += self._no_longer(process, start, end)
+            found += self._no_longer(
+                process, start, end, self._zeros if vma.anonymous else _UNKNOWN
+            )
         return found
 
     def _changed_in(self, process: _Process, start: int, end: int, memory: int) -> list[Range]:
@@ -145,12 +150,13 @@ class Compare(Watching[_Process]):
             found.append((start + len(data) // PAGE * PAGE, end))  # can't be read now
         return found
 
-    def _no_longer(self, process: _Process, start: int, end: int) -> list[Range]:
-        """Pages that the caller has with something in them, and that are zeros now."""
+    def _no_longer(self, process: _Process, start: int, end: int, nothing: bytes) -> list[Range]:
+        """Pages that the caller has, and the process no longer for itself; but those whose digest is NOTHING, which is
+        what there is now."""
         found = []
         for chunk in self._known_chunks(process, start, end):
             begin, until = max(start, chunk * _CHUNK), min(end, (chunk + 1) * _CHUNK)
             for page in range(begin, until, PAGE):
-                if process.digest(page) not in (_UNKNOWN, self._zeros):
+                if process.digest(page) not in (_UNKNOWN, nothing):
                     found.append((page, page + PAGE))
         return found

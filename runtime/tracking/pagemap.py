@@ -32,6 +32,8 @@ _REGION = 3 * 8  # struct page_region: start, end, categories
 SOFT_DIRTY = 1 << 55
 PRESENT = 1 << 63
 SWAPPED = 1 << 62
+OF_FILE = 1 << 61
+"""A file's page, or one of shared memory."""
 _FRAME = SOFT_DIRTY - 1  # all zeros for who lacks CAP_SYS_ADMIN
 
 Region = tuple[int, int]

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 from runtime.tracking import pagemap
 from runtime.tracking.pagemap import PAGE, Scanner
-from runtime.tracking.ranges import Range, merged
+from runtime.tracking.ranges import Range, common, merged, without
+from runtime.tracking.vmas import Vma
 
 _PIECE = 1 << 30  # bytes of address space whose entries are read at once: 2 MiB of them
 _OCCUPIED = pagemap.PRESENT | pagemap.SWAPPED
+_HERE = pagemap.IS_PRESENT | pagemap.IS_SWAPPED
 _ENTRY = 8
 _CHUNK = 512 * PAGE
 _NO_SOFT_DIRTY = bytes(
@@ -38,12 +40,41 @@ def populated(fd: int, ranges: Iterable[Range]) -> list[Range]:
     found: list[Range] = []
     for start, end in ranges:
         try:
-            found += scanner.scan(start, end, any_of=pagemap.IS_PRESENT | pagemap.IS_SWAPPED)
+            found += scanner.scan(start, end, any_of=_HERE)
         except OSError:
             for at in range(start, end, _PIECE):
                 until = min(at + _PIECE, end)
                 found += having(pagemap.entries(fd, at, until), at, _OCCUPIED)
     return merged(found)
+
+
+def copies(fd: int, ranges: Iterable[Range]) -> list[Range]:
+    """Of RANGES, which are private mappings of files: pages that were written, and are no longer the file's."""
+    scanner = Scanner(fd)
+    found: list[Range] = []
+    for start, end in ranges:
+        try:
+            found += scanner.scan(
+                start, end, all_of=pagemap.IS_FILE, any_of=_HERE, inverted=pagemap.IS_FILE
+            )
+        except OSError:
+            for at in range(start, end, _PIECE):
+                found += own(pagemap.entries(fd, at, min(at + _PIECE, end)), at)
+    return merged(found)
+
+
+def held(fd: int, ranges: Iterable[Range], vmas: Iterable[Vma]) -> list[Range]:
+    """Of RANGES, which lie in VMAS, what the process has for itself: of private mappings of files, its copies."""
+    kinds: tuple[list[Range], list[Range]] = ([], [])
+    for vma in vmas:
+        kinds[vma.copied].append((vma.start, vma.end))
+    rest, copied = (common(list(ranges), merged(kind)) for kind in kinds)
+    return merged([*populated(fd, rest), *copies(fd, copied)])
+
+
+def own(entries: array[int], start: int) -> list[Range]:
+    """As having(): pages that are there, and no file's."""
+    return without(having(entries, start, _OCCUPIED), having(entries, start, pagemap.OF_FILE))
 
 
 def having(entries: array[int], start: int, bits: int) -> list[Range]:

@@ -4,10 +4,10 @@ Reading the bits and clearing them are two steps, and a write between them would
 stand still for both, stopped by ptrace: for as long as the kernel needs to walk its page tables twice (some
 milliseconds per GiB). What was read is worked out after they go on.
 
-As everywhere: shared memory and files are always dirty (others write there, and write(2) sets no bit of ours). New
-mappings are marked by the kernel. Pages given back aren't, nor is the kernel's page of zeros that reading puts in their
-place. Both show in a page's frame being another one than in the round before; so does a page that the kernel moved,
-which then counts as written without need.
+As everywhere: shared memory and files that are mapped shared are always dirty (others write there, and write(2) sets no
+bit of ours). New mappings are marked by the kernel. Pages given back aren't, nor is what reading puts in their place (the
+kernel's page of zeros, the file's page). Both show in a page's frame being another one than in the round before; so does
+a page that the kernel moved, which then counts as written without need.
 
 Only one at a time can clear the bits of a process: `criu pre-dump --track-mem` and this don't go together.
 """
@@ -104,7 +104,7 @@ class SoftDirty(Watching[_Process]):
 
 
 def _trackable(vma: Vma) -> bool:
-    return vma.anonymous and vma.end - vma.start <= _LARGEST
+    return (vma.anonymous or vma.copied) and vma.end - vma.start <= _LARGEST
 
 
 def _clear(pid: int) -> None:

@@ -15,7 +15,9 @@ The caller copies the memory of running processes, round after round; a tracker 
 What a tracker promises: a page whose content differs from what the caller took is in a range that the next `dirty`
 returns. It may return more. A page that nobody can be sure of is returned: new mappings, processes that nobody
 watched, memory of kinds that the kernel doesn't track. Memory that was given back (MADV_DONTNEED) reads as zeros now;
-that is a change as well. What was unmapped is no range of anything: `vmas` shows what there is.
+that is a change as well. Of a private mapping of a file that may be written (`Vma.copied`) only what the process has
+written there itself is looked at (population.copies tells which pages these are), and that it has given such a page
+back. What was unmapped is no range of anything: `vmas` shows what there is.
 
 What the caller promises: reading after asking. Of a range that was returned it has afterwards what it read, and nothing
 (which is zeros) of the rest: memory that holds no page, or that can't be read any more. What isn't mapped it forgets:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 _KERNELS = frozenset({"[vdso]", "[vvar]", "[vvar_vclock]", "[vsyscall]", "[uprobes]"})
+_NO_FILES = ("/memfd:", "/SYSV", "/anon_hugepage", "/dev/", "/[")
+"""Names of what has an inode, but no file whose pages a private mapping would begin with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +34,17 @@ class Vma:
     def anonymous(self) -> bool:
         """Private memory without a file behind it: heap, stacks, most of what a program has."""
         return not self.shared and not self.inode and not self.kernels
+
+    @property
+    def copied(self) -> bool:
+        """Private, of a file, and to be written: pages that are written become copies, the others stay the file's."""
+        return (
+            self.permissions[1] == "w"
+            and not self.shared
+            and bool(self.inode)
+            and self.name.startswith("/")
+            and not self.name.startswith(_NO_FILES)
+        )
 
 
 def mappings(pid: int) -> list[Vma]:

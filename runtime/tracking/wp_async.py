@@ -20,7 +20,11 @@ exec
     vfork child still uses that), so a new userfaultfd is opened.
 fork
     The child has no userfaultfd: another process, wholly dirty at first.
-shared memory, files
+files, mapped privately
+    What is written there becomes a page of the process's own, which is protected and found like any other. A copy that
+    is given back leaves a mark where it was, which looks like a page that is swapped out and was not written: so what
+    is swapped out of these mappings is dirty each time (the next look finds it in memory).
+shared memory, files that are mapped shared
     Protection belongs to one process's view of a page. Others may write to it, processes that come and go between two
     rounds too, and write(2) passes page tables by. Always dirty; compare.py can tell more.
 a process that refuses injection
@@ -177,27 +181,30 @@ class WpAsync(Watching[_Process]):
 
     def _scan(self, process: _Process, vmas: list[Vma], scanner: Scanner) -> list[Range]:
         found: list[Range] = []
-        tracked = merged((vma.start, vma.end) for vma in vmas if vma.anonymous)
+        tracked = merged((vma.start, vma.end) for vma in vmas if _trackable(vma))
         registered = common(process.registered, tracked)
         empty: list[Range] = []
         for vma in vmas:
             whole = (vma.start, vma.end)
-            if not vma.anonymous:
+            if not _trackable(vma):
                 found.append(whole)
                 continue
             new = without([whole], registered)
             if new != [whole]:
                 try:
-                    found += _written(scanner, whole)
+                    found += _written(scanner, vma)
                 except _Unregistered:
                     registered = without(registered, [whole])
                     new = [whole]
             found += new
             # Only the new parts are protected here: protecting what the scan has seen would hide later writes to it.
             for part in new:
-                if _register(process.uffd, scanner, part):
+                if _register(process.uffd, scanner, vma, part):
                     registered = merged([*registered, part])
-            empty += scanner.scan(*whole, all_of=_POPULATED, inverted=_POPULATED)
+            if vma.copied:
+                empty += without([whole], _populated(scanner, vma, whole))
+            else:
+                empty += scanner.scan(*whole, all_of=_POPULATED, inverted=_POPULATED)
         empty = merged(empty)
         # Given back: empty now, and not before.
         found += without(empty, process.empty)
@@ -208,11 +215,15 @@ class WpAsync(Watching[_Process]):
         return merged(found)
 
 
-def _register(fd: int, scanner: Scanner, part: Range) -> bool:
-    """Register memory and protect what is in it; whether it worked. Raises _OtherMemory."""
+def _trackable(vma: Vma) -> bool:
+    return vma.anonymous or vma.copied
+
+
+def _register(fd: int, scanner: Scanner, vma: Vma, part: Range) -> bool:
+    """Register memory of VMA and protect what is in it; whether it worked. Raises _OtherMemory."""
     try:
         uffd.register(fd, *part)
-        for piece in _populated(scanner, part):
+        for piece in _populated(scanner, vma, part):
             uffd.protect(fd, *piece)
     except OSError as error:
         # userfaultfd_register says ENOMEM when there is no such memory any more, other calls ESRCH.
@@ -228,12 +239,21 @@ def _register(fd: int, scanner: Scanner, part: Range) -> bool:
     return True
 
 
-def _written(scanner: Scanner, whole: Range) -> list[Range]:
+def _written(scanner: Scanner, vma: Vma) -> list[Range]:
     """Written since the last time, and protected again. Raises _Unregistered."""
     try:
         # Only what is populated: asked for the written alone, the kernel counts empty pages in, and makes page tables
         # for all of a reservation to mark them.
-        return scanner.scan(*whole, all_of=pagemap.IS_WRITTEN, any_of=_POPULATED, rearm=True)
+        whole = (vma.start, vma.end)
+        if not vma.copied:
+            return scanner.scan(*whole, all_of=pagemap.IS_WRITTEN, any_of=_POPULATED, rearm=True)
+        own = pagemap.IS_WRITTEN | pagemap.IS_FILE
+        return [
+            *scanner.scan(
+                *whole, all_of=own, any_of=_POPULATED, inverted=pagemap.IS_FILE, rearm=True
+            ),
+            *scanner.scan(*whole, all_of=pagemap.IS_SWAPPED),
+        ]
     except PermissionError:
         raise _Unregistered from None
 
@@ -250,5 +270,7 @@ def _probe(scanner: Scanner, whole: Range) -> None:
         raise _Unregistered from None
 
 
-def _populated(scanner: Scanner, whole: Range) -> list[Range]:
-    return scanner.scan(*whole, any_of=_POPULATED)
+def _populated(scanner: Scanner, vma: Vma, part: Range) -> list[Range]:
+    """What the process has for itself: of a file, its copies."""
+    files = pagemap.IS_FILE if vma.copied else 0
+    return scanner.scan(*part, all_of=files, any_of=_POPULATED, inverted=files)

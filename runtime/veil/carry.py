@@ -3,10 +3,16 @@
 CRIU's rule (vma_entry_can_be_lazy in criu/include/vma.h): anonymous, private, not locked, not of huge pages of
 hugetlbfs. A hidden page of anything else would be lost: of a private file mapping, the file's page would come instead.
 The first thread's stack would be allowed, but grows downwards by itself, and CRIU has its own idea of it.
+
+What was written to private mappings of files may be hidden if somebody puts it in place after the restore, before the
+task runs (runtime/pagecache/place.py): CRIU maps the file, and the pages are what they were.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from runtime import proc
 from runtime.tracking.ranges import Range, merged
 from runtime.tracking.vmas import Vma, mappings
 
@@ -14,22 +20,35 @@ _SPECIAL_FLAGS = frozenset({"lo", "ht", "ss", "gd", "dp", "io", "pf"})
 """VmFlags of smaps: locked, huge, shadow stack, grows down, droppable, device memory."""
 
 
-def carryable(pid: int) -> list[Range]:
-    """Sorted ranges. Exact if the process is frozen. Raises OSError when it has gone.
+def carryable(pid: int, vmas: Sequence[Vma] | None = None) -> list[Range]:
+    """Sorted ranges. VMAS: its mappings, if they are known already.
+
+    Exact if the process is frozen. Raises OSError when it has gone.
 
     /proc/PID/maps doesn't tell all. smaps does, but makes the kernel look at every page (12 ms per GiB), so it is asked
     only where the process has locked memory or a shadow stack.
     """
-    candidates = [vma for vma in mappings(pid) if is_candidate(vma)]
+    candidates = [vma for vma in vmas or mappings(pid) if is_candidate(vma)]
     if _has_special(pid):
         special = _special(pid)
         candidates = [vma for vma in candidates if (vma.start, vma.end) not in special]
     return merged((vma.start, vma.end) for vma in candidates)
 
 
+def carryable_copies(pid: int, vmas: Sequence[Vma] | None = None) -> list[Range]:
+    """The same, of private mappings of files that may be written: where what was written may be hidden."""
+    if proc.status_field(pid, "HugetlbPages") not in ("", "0 kB"):
+        return []  # a file of hugetlbfs has any name
+    return merged((vma.start, vma.end) for vma in vmas or mappings(pid) if vma.copied)
+
+
 def is_candidate(vma: Vma) -> bool:
     """As far as /proc/PID/maps tells."""
     return vma.anonymous and vma.name != "[stack]"
+
+
+def is_candidate_or_copied(vma: Vma) -> bool:
+    return is_candidate(vma) or vma.copied
 
 
 def _has_special(pid: int) -> bool:

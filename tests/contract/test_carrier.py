@@ -6,6 +6,7 @@ import os
 import random
 import threading
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import pytest
 
@@ -15,9 +16,11 @@ from runtime.errors import BadInput
 from runtime.pagecache.store import PageStore
 from runtime.pagesource.receive import PageReceiver
 from runtime.pagesource.send import PageSender
+from runtime.pagesource.wire import COPIES_FROM
 from runtime.syscalls import MACHINE
-from runtime.tracking import choose, pagemap, wp_async
+from runtime.tracking import choose, pagemap, population, wp_async
 from runtime.tracking.pagemap import PAGE
+from runtime.tracking.ranges import without
 from runtime.tracking.vmas import mappings
 from runtime.veil.carry import is_candidate
 from tests import needs
@@ -46,7 +49,7 @@ class Carried:
         self._out, self._into = os.pipe()
         self._receiver = PageReceiver(self._out, self._store)
         self._sender = PageSender(self._into)
-        self.carrier = Carrier(self._sender, lambda: [pid], limits=Limits())
+        self.carrier = Carrier(self._sender, lambda: [pid], limits=Limits(), copies=True)
 
     def close(self) -> None:
         with self.carrier:
@@ -88,6 +91,21 @@ class Carried:
                         continue
                     if now != os.pread(pages.fd, PAGE, page):
                         found.append(page)
+            found += self._differing_copies(memory)
+        return found
+
+    def _differing_copies(self, memory: BinaryIO) -> list[int]:
+        """Of files that are mapped privately: exactly what was written, and nothing of the file's."""
+        held = self._store[COPIES_FROM + self._pid]
+        files = [(vma.start, vma.end) for vma in mappings(self._pid) if vma.copied]
+        with population.opened(self._pid) as pagemap:
+            wanted = population.copies(pagemap, files)
+        found = [start for start, _ in without(wanted, list(held.runs()))]
+        found += [start for start, _ in without(list(held.runs()), wanted)]
+        for page in (at for start, end in wanted for at in range(start, end, PAGE)):
+            memory.seek(page)
+            if memory.read(PAGE) != os.pread(held.fd, PAGE, page):
+                found.append(page)
         return found
 
 
@@ -171,6 +189,30 @@ def test_memory_that_changes_in_every_way_at_random_is_followed(
                 program.do("protect", at, MIB, 3)
         carried.round()
         assert carried.differences() == []
+    carried.round(frozen=True)
+    assert carried.differences() == []
+
+
+def test_what_is_written_to_a_private_mapping_of_a_file_is_carried_and_nothing_else_of_it(
+    carried: Carried, program: Churn
+) -> None:
+    at = program.map("file", 4 * PAGE)
+    program.do("touch", at + PAGE)
+    carried.round()
+    assert carried.differences() == []
+    program.do("touch", at + 3 * PAGE)
+    program.do("free", at, 2 * PAGE)
+    # What was given back may look as if it were there, and be sent with the file's bytes: once.
+    carried.round()
+    carried.round()
+    assert carried.differences() == []
+    at = program.do("move", at, 4 * PAGE, 4 * PAGE)
+    program.do("touch", at + PAGE)
+    carried.round()
+    assert carried.differences() == []
+    program.do("unmap", at, 2 * PAGE)
+    carried.round()
+    program.do("touch", at + 2 * PAGE)
     carried.round(frozen=True)
     assert carried.differences() == []
 

@@ -353,18 +353,47 @@ def test_a_vfork_in_between_changes_nothing(tracker, program):
     assert copy.differences() == []
 
 
-def test_shared_memory_and_files_are_never_guessed(everything, program):
+def test_shared_memory_is_never_guessed(everything, program):
     shared = program.map("shared", MIB)
     program.do("write", shared, MIB, 1)
-    private = program.map("file", 4 * PAGE)
     copy = begun(everything, program)
     # Somebody else writes to it, and is gone before anybody looks.
     program.do("fork", shared + 16 * PAGE, PAGE)
     program.do("end-child")
-    program.do("touch", private)
     copy.follow()
     assert copy.differences() == []
-    program.do("free", private, 4 * PAGE)
+
+
+def test_of_a_file_s_private_mapping_what_was_written_is_found_and_what_is_given_back(
+    everything, program
+):
+    at = program.map("file", 4 * PAGE)
+    program.do("read", at + PAGE)
+    program.do("touch", at)
+    copy = begun(everything, program)
+    found = common(copy.follow(), [(at, at + 4 * PAGE)])
+    assert found == []
+    for page in (1, 3):  # one that was read before, one that never was
+        program.do("touch", at + page * PAGE)
+    found = common(copy.follow(), [(at, at + 4 * PAGE)])
+    assert found == [(at + PAGE, at + 2 * PAGE), (at + 3 * PAGE, at + 4 * PAGE)]
+    assert copy.differences() == []
+    # Given back, given back and read, given back and written again: to the same bytes, and to others.
+    for after in ((), ("read",), ("touch",), ("touch", "touch")):
+        program.do("free", at, 2 * PAGE)
+        for step in after:
+            program.do(step, at)
+        copy.follow(frozen=len(after) == 1)
+        assert copy.differences() == []
+        program.do("touch", at + PAGE)
+        copy.follow()
+        assert copy.differences() == []
+    child = Copy(everything, program.do("fork", at, 2 * PAGE))
+    child.follow()
+    copy.follow()
+    assert child.differences() == copy.differences() == []
+    again = program.do("move", at, 4 * PAGE, 4 * PAGE)
+    program.do("touch", again + 2 * PAGE)
     copy.follow()
     assert copy.differences() == []
 

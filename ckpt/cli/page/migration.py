@@ -68,6 +68,13 @@ def _sections(report: Report) -> Iterator[Markup]:
         yield _section("Throughput", _wide(chart))
     if any(report["bytes"].values()):
         yield _section("Bytes", _bytes(report["bytes"]))
+    if kinds := report["images_by_kind"]:
+        what = "taken by CRIU while it stood still"
+        rows = [
+            el("tr", el("td", name), _number(show.size(count)), _number(f"{count:,}"))
+            for name, count in kinds.items()
+        ]
+        yield _section("CRIU's images", _table((what, "", "bytes"), rows, right=1))
     if report["environment"]:
         yield _section("Hosts", _hosts(report["environment"]))
     if report["checks"]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from runtime.tracking.pagemap import PAGE
+from runtime.tracking.population import copies, opened
 from runtime.tracking.ranges import Range
 from runtime.tracking.tracker import Tracker
 from tests.patience import patient
@@ -111,9 +112,13 @@ class Copy:
     def differences(self) -> list[int]:
         """Pages that are not what the process has. It must not run meanwhile."""
         found = []
-        with open(f"/proc/{self._pid}/mem", "rb", buffering=0) as memory:
+        with open(f"/proc/{self._pid}/mem", "rb", buffering=0) as memory, opened(self._pid) as fd:
             for vma in self._tracker.vmas(self._pid):
+                own = copies(fd, [(vma.start, vma.end)])
                 for page in range(vma.start, vma.end, PAGE):
+                    written = any(start <= page < end for start, end in own)
+                    if vma.copied and not written and page not in self.pages:
+                        continue  # the file's
                     try:
                         memory.seek(page)
                         now = memory.read(PAGE)

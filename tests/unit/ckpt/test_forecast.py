@@ -11,6 +11,7 @@ from ckpt.ops.convergence import Limits
 from ckpt.ops.forecast import (
     LOOKING,
     MODES,
+    PLACING,
     Circumstances,
     Way,
     assumed,
@@ -19,9 +20,22 @@ from ckpt.ops.forecast import (
     make,
     warm,
 )
-from ckpt.ops.leftover import FILES, MEMFD, SHARED, SYSTEM_V, Content, Leftover
+from ckpt.ops.leftover import (
+    FILES,
+    HUGE,
+    LOCKED,
+    MEMFD,
+    READ_ONLY,
+    SHARED,
+    STACKS,
+    SYSTEM_V,
+    Content,
+    Leftover,
+    kind_of,
+)
 from ckpt.ops.observe import Observed, Sample
 from ckpt.ops.writing import Curve
+from runtime.tracking.vmas import Vma
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -81,14 +95,43 @@ def test_a_working_set_that_is_written_again_and_again_is_sent_once_in_the_windo
 
 
 def test_what_rounds_cannot_carry_stands_in_the_window_with_its_cost() -> None:
-    left = (Leftover(SYSTEM_V, 900_000_000), Leftover(FILES, 90_000_000))
+    left = (Leftover(SYSTEM_V, 900_000_000), Leftover(HUGE, 90_000_000))
     found = warm(at(16 * MIB, left=left))
     cost = {part.what: part.seconds for part in found.window}
     assert cost[SYSTEM_V] == pytest.approx(900e6 / 600e6)
-    assert cost[FILES] == pytest.approx(90e6 / 600e6)
+    assert cost[HUGE] == pytest.approx(90e6 / 600e6)
     assert found.downtime_s >= 1.65
     assert found.frozen == 990_000_000
     assert cold(at(16 * MIB, left=left)).frozen == 990_000_000 + 16 * MIB
+    # CRIU takes ranges one by one: the same bytes cost more where each page lies by itself.
+    scattered = (Leftover(SYSTEM_V, 900_000_000, 220_000), Leftover(HUGE, 90_000_000, 1))
+    assert warm(at(16 * MIB, left=scattered)).downtime_s > found.downtime_s + 1
+
+
+def test_what_was_written_to_files_mappings_is_copied_in_rounds_and_put_in_place() -> None:
+    here = at(16 * MIB, left=(Leftover(FILES, 256 * MIB, 65536),))
+    found = warm(here)
+    assert found.frozen == 0 and found.size == 272 * MIB
+    assert found.downtime_s - warm(at(16 * MIB)).downtime_s == pytest.approx(256 * MIB / PLACING)
+    # Where nobody copies them CRIU takes them, range by range.
+    for mode in (cold, lazy):
+        assert mode(here).frozen >= 256 * MIB
+        assert mode(here).downtime_s > found.downtime_s + 1
+
+
+def test_each_kind_of_mapping_has_its_name() -> None:
+    def vma(permissions: str, name: str, inode: int = 5) -> Vma:
+        return Vma(0x1000, 0x2000, permissions, 0, "00:01", inode, name)
+
+    assert kind_of(vma("rw-p", "/anon_hugepage (deleted)"), []) == HUGE
+    assert kind_of(vma("rw-p", "/lib/x.so"), [(0x1000, 0x2000)]) == FILES
+    assert kind_of(vma("r--p", "/lib/x.so"), []) == READ_ONLY
+    assert kind_of(vma("rw-p", "[stack]", 0), []) == STACKS
+    assert kind_of(vma("rw-p", "[heap]", 0), []) == LOCKED
+    copied = [vma("rw-p", name).copied for name in ("/lib/x.so", "/data (deleted)")]
+    others = [vma("rw-p", name).copied for name in ("/memfd:x", "/anon_hugepage", "/dev/zero")]
+    others += [vma("r--p", "/lib/x.so").copied, vma("rw-s", "/lib/x.so").copied]
+    assert all(copied) and not any(others)
 
 
 def test_shared_memory_is_copied_in_rounds_and_costs_a_look_and_what_was_written_last() -> None:
