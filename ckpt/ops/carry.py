@@ -204,7 +204,7 @@ class Carrier:
         return found
 
     def _take_back(self, key: int, gone: list[Range], mapped: list[Range] | None) -> None:
-        """What was sent, and is GONE or not MAPPED any more; in the frozen window (None) settle() forgets the latter."""
+        """What was sent, and is GONE or not MAPPED any more. In the frozen window (None) settle() does the latter."""
         task = self._tasks[key]
         stray = without(task.sent, mapped) if mapped is not None else []
         if gone := merged([*common(gone, task.sent), *stray]):

@@ -23,8 +23,8 @@ from transport.messages import check_greeting
 
 CONTENTS = "contents-3"
 _BEFORE = ["contents-1", "contents-2"]
-"""1: without what processes share (SHARED among the page records). 2: without what they have written to private mappings
-of files (numbers from COPIES_FROM on)."""
+"""1: without what processes share (SHARED among the page records). 2: without what they have written to private
+mappings of files (numbers from COPIES_FROM on)."""
 MODES = ("cold", "warm", "lazy")
 FEATURES = [CONTENTS, *_BEFORE, *MODES]
 """What this build understands. An older number stays in the list as long as its contents are understood."""

@@ -39,8 +39,8 @@ ROUNDS = 0.75
 DUMP_RATE = 900e6
 """Bytes per second that CRIU dumps and restores, pages touched for the first time."""
 PER_RUN = 25e-6
-"""Seconds for each range that CRIU dumps and restores besides its bytes: 18 and 10 us, or 30 and 15, for 32768 and 65536
-pages that lay by themselves."""
+"""Seconds for each range that CRIU dumps and restores besides its bytes: 18 and 10 us, or 30 and 15, for 32768 and
+65536 pages that lay by themselves."""
 PLACED = "private file mappings put in place"
 PLACING = 800e6
 """Bytes per second that the destination writes to private mappings of files (runtime/pagecache/place.py)."""

@@ -1,4 +1,4 @@
-"""What CRIU itself took of a container, by kind: images by their names, and private memory by the mapping it lies in."""
+"""What CRIU itself took of a container, by kind: images by their names, private memory by the mapping it lies in."""
 
 from __future__ import annotations
 

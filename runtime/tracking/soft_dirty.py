@@ -5,9 +5,9 @@ stand still for both, stopped by ptrace: for as long as the kernel needs to walk
 milliseconds per GiB). What was read is worked out after they go on.
 
 As everywhere: shared memory and files that are mapped shared are always dirty (others write there, and write(2) sets no
-bit of ours). New mappings are marked by the kernel. Pages given back aren't, nor is what reading puts in their place (the
-kernel's page of zeros, the file's page). Both show in a page's frame being another one than in the round before; so does
-a page that the kernel moved, which then counts as written without need.
+bit of ours). New mappings are marked by the kernel. Pages given back aren't, nor is what reading puts in their place:
+the kernel's page of zeros, or the file's. Both show in a page's frame being another one than in the round before; so
+does a page that the kernel moved, which then counts as written without need.
 
 Only one at a time can clear the bits of a process: `criu pre-dump --track-mem` and this don't go together.
 """
