@@ -239,13 +239,13 @@ def _wait_stop(pid: int) -> None:
     """Until the thread stands, for a moment only: one that sleeps uninterruptibly would make us wait with it."""
     begun = time.monotonic()
     while True:
-        status = _waited(pid, os.WNOHANG)
-        if status is not None:
-            if status >> 16 != ptrace.EVENT_STOP:
+        stop = _stop(pid, wait=False)
+        if stop is not None:
+            if not stop.asked_for:
                 # A signal was on its way to it: it stays on its way.
-                ptrace.resume(pid, os.WSTOPSIG(status))
+                ptrace.resume(pid, stop.signal)
                 continue
-            if os.WSTOPSIG(status) != signal.SIGTRAP:
+            if stop.signal != signal.SIGTRAP:
                 ptrace.detach(pid)
                 raise Refused("it is stopped", again=True)
             return
@@ -256,13 +256,12 @@ def _wait_stop(pid: int) -> None:
         os.sched_yield()
 
 
-def _waited(pid: int, options: int) -> int | None:
-    found, status = os.waitpid(pid, ptrace.WALL | options)
-    if not found:
-        return None
-    if not os.WIFSTOPPED(status):
-        raise Gone(str(pid))
-    return status
+def _stop(pid: int, *, wait: bool) -> ptrace.Stop | None:
+    """As ptrace.stop_of(), but raises Gone."""
+    try:
+        return ptrace.stop_of(pid, wait=wait)
+    except ProcessLookupError:
+        raise Gone(str(pid)) from None
 
 
 class _Thread:
@@ -351,12 +350,12 @@ class _Thread:
         number = 0
         while True:
             ptrace.resume_to_syscall(self._tid, number)
-            status = _waited(self._tid, 0)
-            assert status is not None
-            if os.WSTOPSIG(status) == _SYSCALL_STOP:
+            stop = _stop(self._tid, wait=True)
+            assert stop is not None
+            if stop.signal == _SYSCALL_STOP:
                 return
             # SIGSTOP can't be blocked; a stop of the whole process passes us by and takes effect when we let go.
-            number = 0 if status >> 16 else os.WSTOPSIG(status)
+            number = 0 if stop.event else stop.signal
 
     def _place(self) -> int:
         """Where the frame goes: stack that is not in use, and that no other thread uses. Raises Refused."""

@@ -1,10 +1,17 @@
-"""ptrace(2) on x86-64: constants and thin wrappers, nothing else. All calls belong to the thread that seized."""
+"""ptrace(2) on x86-64: constants and thin wrappers, nothing else. All calls belong to the thread that seized.
+
+A stop is looked at (WNOWAIT), never taken. Taking the report of a signal takes the signal with it, until the tracer
+says what is to become of it; a tracer that is killed in between has made it vanish (wait_task_stopped in
+kernel/exit.c).
+"""
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import struct
+from dataclasses import dataclass
 
 CONT = 7
 GETREGS = 12
@@ -21,8 +28,8 @@ GET_RSEQ_CONFIGURATION = 0x420F
 
 O_TRACESYSGOOD = 1
 O_SUSPEND_SECCOMP = 1 << 21
-EVENT_STOP = 128
-WALL = 0x40000000
+_EVENT_STOP = 128
+_WALL = 0x40000000
 
 _NT_X86_XSTATE = 0x202
 _MOST_XSTATE = 32768
@@ -55,6 +62,37 @@ def _call(request: int, tid: int, address: int = 0, data: int = 0) -> int:
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Why a thread stands: a signal that is to be delivered, or an event with its number."""
+
+    signal: int
+    event: int
+
+    @property
+    def asked_for(self) -> bool:
+        """By interrupt(), or because its process is stopped: then `signal` isn't SIGTRAP."""
+        return self.event == _EVENT_STOP
+
+
+def stop_of(tid: int, *, wait: bool) -> Stop | None:
+    """How a seized thread stands. With WAIT it is waited for, else None says that it doesn't stand yet.
+
+    Raises ProcessLookupError when it has ended.
+    """
+    options = os.WEXITED | os.WSTOPPED | os.WNOWAIT | _WALL | (0 if wait else os.WNOHANG)
+    try:
+        found = os.waitid(os.P_PID, tid, options)
+        if found is None:
+            return None
+        if found.si_code in (os.CLD_TRAPPED, os.CLD_STOPPED):
+            return Stop(found.si_status & 0xFF, found.si_status >> 8)
+        os.waitpid(tid, _WALL)  # its end is for its parent, which hears of it when we have
+    except ChildProcessError:
+        pass
+    raise ProcessLookupError(errno.ESRCH, os.strerror(errno.ESRCH), f"thread {tid}")
+
+
 def seize(tid: int, options: int) -> None:
     _call(SEIZE, tid, 0, options)
 
@@ -72,8 +110,9 @@ def resume(tid: int, number: int = 0) -> None:
     _call(CONT, tid, 0, number)
 
 
-def detach(tid: int) -> None:
-    _call(DETACH, tid)
+def detach(tid: int, number: int = 0) -> None:
+    """It runs on, with signal NUMBER delivered."""
+    _call(DETACH, tid, 0, number)
 
 
 def registers(tid: int) -> Registers:

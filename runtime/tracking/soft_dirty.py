@@ -149,9 +149,9 @@ def release_stuck() -> None:
     """Detach from threads that stopped too late."""
     for tid in list(_stuck):
         try:
-            found, _ = os.waitpid(tid, ptrace.WALL | os.WNOHANG)
-            if found:
-                ptrace.detach(tid)
+            stop = ptrace.stop_of(tid, wait=False)
+            if stop is not None:
+                ptrace.detach(tid, 0 if stop.event else stop.signal)
                 _stuck.discard(tid)
         except OSError:
             _stuck.discard(tid)
@@ -174,13 +174,14 @@ def _stop(pid: int, tid: int) -> bool:
     ptrace.interrupt(tid)
     deadline = time.monotonic() + _STOP_SECONDS
     while True:
-        found, status = os.waitpid(tid, ptrace.WALL | os.WNOHANG)
-        if found and not os.WIFSTOPPED(status):
+        try:
+            stop = ptrace.stop_of(tid, wait=False)
+        except ProcessLookupError:
             return False
-        if found and status >> 16 == ptrace.EVENT_STOP:
+        if stop is not None and stop.asked_for:
             return True
-        if found:
-            ptrace.resume(tid, os.WSTOPSIG(status))
+        if stop is not None:
+            ptrace.resume(tid, stop.signal)
         if time.monotonic() > deadline:
             _stuck.add(tid)
             raise _Untouchable(f"thread {tid} doesn't stop")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import select
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from runtime import proc
 from runtime.errors import Unsupported
 from runtime.tracking import injection, ptrace, wp_async
 from runtime.tracking.guard import Guard
@@ -143,6 +145,42 @@ def test_an_injector_killed_at_any_step_leaves_the_program_unharmed(checking):
     assert checking.nudges == 0
     clean(checking.pid)
     wait_for_rounds(checking, 2)
+
+
+_HEARS = """
+import signal
+signal.signal(signal.SIGUSR1, lambda *_: print("heard", flush=True))
+print("ready", flush=True)
+while True:
+    signal.pause()
+"""
+
+
+def test_a_signal_is_delivered_whose_tracer_is_killed_when_it_has_seen_it():
+    words = [sys.executable, "-c", _HEARS]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        try:
+            assert program.stdout.readline() == b"ready\n"
+
+            def killed() -> None:
+                interrupt = ptrace.interrupt
+
+                def signalled(tid: int) -> None:
+                    os.kill(tid, signal.SIGUSR1)
+                    while proc.state(tid) != "t":
+                        pass
+                    interrupt(tid)
+
+                ptrace.interrupt = signalled
+                ptrace.resume = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+                inject(program.pid)
+
+            assert os.WIFSIGNALED(os.waitpid(injector(killed), 0)[1])
+            assert select.select([program.stdout], [], [], patient(30))[0], "the signal is lost"
+            assert program.stdout.readline() == b"heard\n"
+        finally:
+            program.kill()
 
 
 @pytest.mark.timeout(120 + KILLS // 4)
