@@ -1,10 +1,12 @@
-"""How far off is `ckpt forecast`? Predicted by real downtime, total time, bytes on the lanes, and bytes frozen.
+"""How far off is `ckpt forecast`? Predicted by real downtime, total time, bytes on the lanes, and bytes frozen; of lazy
+moves also how much follows, and for how long.
 
 Two lab hosts; containers with incompressible memory of each size, of which so many random pages a millisecond are
 written. Each run asks for a forecast and then moves, the modes in turn. 1.00 is a prediction that came true, 0.50 half
 of what came.
 
-    python -m benchmarks.forecast [--sizes 16,256,1024] [--per-ms 1,10,50] [--modes warm,cold] [--runs 3] [--json]
+    python -m benchmarks.forecast [--sizes 16,256,1024] [--per-ms 1,10,50] [--modes warm,cold,lazy+pre-copy] [--runs 3]
+        [--json]
 """
 
 from __future__ import annotations
@@ -26,20 +28,33 @@ from benchmarks.results import (
 )
 from tests.lab import Lab
 
-COLUMNS = ("downtime_ms", "total_ms", "sent_mib", "frozen_mib", "rounds")
+COLUMNS = (
+    "downtime_ms",
+    "total_ms",
+    "sent_mib",
+    "frozen_mib",
+    "rounds",
+    "follows_ms",
+    "follows_mib",
+)
+PRE_COPY = "+pre-copy"
 MIB = 1 << 20
 
 
 def one(load: workload.Load, mode: str, seconds: float) -> dict[str, Any]:
     """A forecast, and the move that it was for."""
     load.ticks.wait_on()
+    pre_copy = mode.endswith(PRE_COPY)
+    mode, more = mode.removesuffix(PRE_COPY), ["--pre-copy"] if pre_copy else []
     forecast = load.here.ckpt(
         *("forecast", workload.NAME, load.there.name),
-        *("--mode", mode, "--seconds", str(seconds)),
+        *("--mode", mode, "--seconds", str(seconds), *more),
         json_output=True,
     )
-    said = next(one for one in forecast["modes"] if one["mode"] == mode)
-    _, came = load.move(mode)
+    wanted = (mode, pre_copy)
+    said = next(one for one in forecast["modes"] if (one["mode"], one["pre_copy"]) == wanted)
+    _, came = load.move(mode, *more)
+    lazy = came["lazy"] or {"whole_ms": 0, "bytes": 0}
     # CRIU's own part of the frozen bytes is on the lane of the images, with what describes the tasks.
     frozen = came["bytes"]["images"] + came["bytes"]["memory_frozen"]
     return {
@@ -49,6 +64,8 @@ def one(load: workload.Load, mode: str, seconds: float) -> dict[str, Any]:
             "sent_mib": said["bytes"]["sent"] / MIB,
             "frozen_mib": said["bytes"]["frozen"] / MIB,
             "rounds": len(said["rounds"]),
+            "follows_ms": said["follows_ms"],
+            "follows_mib": said["bytes"]["follows"] / MIB,
         },
         "came": {
             "downtime_ms": came["downtime_ms"],
@@ -56,6 +73,8 @@ def one(load: workload.Load, mode: str, seconds: float) -> dict[str, Any]:
             "sent_mib": came["bytes"]["total"] / MIB,
             "frozen_mib": frozen / MIB,
             "rounds": len(came["rounds"]),
+            "follows_ms": lazy["whole_ms"],
+            "follows_mib": lazy["bytes"] / MIB,
         },
         "parts": said["window"],
         "window": came["window"],
@@ -105,13 +124,24 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
                 found += one_container(lab, root, mib, per_ms, options, folder)
     say(f"medians of {options.runs} runs, said / came = ratio; load {machine()['load']}")
     table(
-        ["mode", "MiB", "pages/ms", "downtime, ms", "total, ms", "sent, MiB", "frozen, MiB"],
+        [
+            "mode",
+            "MiB",
+            "pages/ms",
+            "downtime, ms",
+            "total, ms",
+            "sent, MiB",
+            "frozen, MiB",
+            "follows, ms",
+            "follows, MiB",
+        ],
         [
             [
                 *(row["mode"], row["mib"], row["per_ms"]),
                 *(
                     f"{row['said'][name]:.0f} / {row['came'][name]:.0f} = {row['ratio'][name] or 0:.2f}"
-                    for name in COLUMNS[:4]
+                    for name in COLUMNS
+                    if name != "rounds"
                 ),
             ]
             for row in found

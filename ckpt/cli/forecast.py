@@ -11,7 +11,14 @@ from ckpt.cli import show
 from ckpt.cli.edge import exit_code
 from ckpt.cli.progress import MigrationProgress
 from ckpt.cli.types import CONTAINER, command, json_option
-from ckpt.cli.wishes import bandwidth_option, copying_options, mode_option, rate
+from ckpt.cli.wishes import (
+    bandwidth_option,
+    copying_options,
+    mode_option,
+    pre_copy_option,
+    rate,
+    require_lazy,
+)
 from ckpt.ops import migrate as migrating
 from ckpt.ops.convergence import Limits
 from ckpt.ops.forecast import Forecast, Prediction
@@ -32,6 +39,7 @@ NOT_POSSIBLE = 13
     "with HOST no more than that for memory."
 )
 @copying_options(downtime=Limits().max_downtime, stays="move")
+@pre_copy_option
 @click.option(
     "--seconds",
     type=click.FloatRange(0.5, 600),
@@ -50,6 +58,7 @@ def forecast(
     mode: str,
     bandwidth: str | None,
     limits: Limits,
+    pre_copy: bool,
     seconds: float,
     as_json: bool,
 ) -> None:
@@ -63,9 +72,12 @@ def forecast(
     ckpt forecast web --bandwidth 1100m      of 10 Gbit/s
     ckpt forecast web root@other             over the one that there is
     ckpt forecast web root@other --max-downtime 10 --json
+    ckpt forecast web root@other --mode lazy --pre-copy
     """
+    require_lazy(pre_copy, mode)
     wishes = Wishes(
         mode=mode,
+        pre_copy=pre_copy,
         limits=limits,
         bandwidth=rate(bandwidth),
         dry_run=True,
@@ -127,7 +139,7 @@ def show_forecast(name: str, found: Forecast) -> None:
         f"in 0.1 s, {size(seen.writing(1.0))} in 1 s (watched for {seen.seconds:.1f} s by {seen.tracker})"
     )
     show.table(
-        ("MODE", "ROUNDS", "MEMORY", "FROZEN", "ON THE LANE", "STANDS STILL", "TAKES"),
+        ("MODE", "ROUNDS", "MEMORY", "FROZEN", "ON THE LANE", "STANDS STILL", "FOLLOWS", "TAKES"),
         [_row(one) for one in found.predictions],
     )
     for one in found.predictions:
@@ -138,14 +150,15 @@ def show_forecast(name: str, found: Forecast) -> None:
 
 def _row(one: Prediction) -> tuple[str, ...]:
     if not one.possible:
-        return (one.mode, "-", "-", "-", "-", "not possible", "-")
+        return (one.name, "-", "-", "-", "-", "not possible", "-", "-")
     return (
-        one.mode,
+        one.name,
         str(len(one.rounds)) if one.rounds else "-",
         show.size(one.size),
         show.size(one.frozen),
         show.size(one.sent),
         f"{one.downtime_s * 1e3:.0f} ms",
+        f"{one.follows_s:.1f} s" if one.follows else "-",
         f"{one.total_s:.1f} s",
     )
 
@@ -153,11 +166,11 @@ def _row(one: Prediction) -> tuple[str, ...]:
 def _details(one: Prediction, *, chosen: bool) -> Iterator[str]:
     yield ""
     if not one.possible:
-        yield f"{one.mode}: not possible: {one.why}"
+        yield f"{one.name}: not possible: {one.why}"
         return
-    yield f"{one.mode}{' (would be used)' if chosen else ''}"
+    yield f"{one.name}{' (would be used)' if chosen else ''}"
     for number, each in enumerate(one.rounds, 1):
-        what = f"round {number}" if number < len(one.rounds) else "the rest"
+        what = f"round {number}" if number < len(one.rounds) or one.pre_copy else "the rest"
         yield f"  {what:<9} {show.size(each.size):>10}  {each.seconds * 1e3:7.0f} ms"
     if one.why:
         yield f"  then it is frozen: {one.why}"
@@ -165,6 +178,9 @@ def _details(one: Prediction, *, chosen: bool) -> Iterator[str]:
     for part in one.window:
         amount = show.size(part.size) if part.size else ""
         yield f"    {part.what:<40} {amount:>10}  {part.seconds * 1e3:7.1f} ms"
+    if one.follows:
+        size, seconds = show.size(one.follows), one.follows_s
+        yield f"  then {size} follow in {seconds:.1f} s, while it runs there and needs both hosts"
     for note in one.notes:
         yield f"  {note}"
 

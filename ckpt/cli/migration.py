@@ -17,7 +17,14 @@ from ckpt.cli.page.migration import render
 from ckpt.cli.progress import MigrationProgress
 from ckpt.cli.threads import SWITCH
 from ckpt.cli.types import CONTAINER, HOST, command, json_option
-from ckpt.cli.wishes import bandwidth_option, copying_options, mode_option, rate
+from ckpt.cli.wishes import (
+    bandwidth_option,
+    copying_options,
+    mode_option,
+    pre_copy_option,
+    rate,
+    require_lazy,
+)
 from ckpt.ops import interrupt
 from ckpt.ops import migrate as migrating
 from ckpt.ops import recover as recovering
@@ -26,7 +33,7 @@ from ckpt.ops.forecast import LAZY_RISK
 from ckpt.ops.host import Host
 from ckpt.ops.report import Report
 from ckpt.ops.wishes import Wishes
-from runtime.errors import BadInput, RuntimeFault, SystemFault, TimedOut
+from runtime.errors import RuntimeFault, SystemFault, TimedOut
 
 
 @command("migrate")
@@ -37,11 +44,7 @@ from runtime.errors import BadInput, RuntimeFault, SystemFault, TimedOut
 )
 @copying_options(downtime=Limits().max_downtime, stays="move")
 @bandwidth_option("Bytes per second for memory (warm): 100m.")
-@click.option(
-    "--pre-copy",
-    is_flag=True,
-    help="With --mode lazy: copy the memory once before it moves; what it writes meanwhile follows.",
-)
+@pre_copy_option
 @click.option(
     "--dry-run", is_flag=True, help="Only preflight: what would refuse it, and nothing is touched."
 )
@@ -94,13 +97,7 @@ def migrate(
     ckpt migrate web root@other --report web.html
     """
     sys.setswitchinterval(SWITCH)
-    if pre_copy and mode != "lazy":
-        raise BadInput(
-            doing="reading",
-            target="--pre-copy",
-            why=f"it says how a lazy move begins, not one with --mode {mode}",
-            hint="--mode lazy",
-        )
+    require_lazy(pre_copy, mode)
     if mode == "lazy" and not as_json:
         click.echo(f"lazy: {LAZY_RISK}", err=True)
     with (

@@ -75,6 +75,24 @@ def copying_options(*, downtime: float, stays: str) -> Option:
     return decorate
 
 
+pre_copy_option = click.option(
+    "--pre-copy",
+    is_flag=True,
+    help="With --mode lazy: copy the memory once before it moves; what it writes meanwhile follows.",
+)
+
+
+def require_lazy(pre_copy: bool, mode: str) -> None:
+    """Raises BadInput for --pre-copy with another mode."""
+    if pre_copy and mode != "lazy":
+        raise BadInput(
+            doing="reading",
+            target="--pre-copy",
+            why=f"it says how a lazy move begins, not one with --mode {mode}",
+            hint="--mode lazy",
+        )
+
+
 def bandwidth_option(help: str) -> Option:
     return click.option("--bandwidth", metavar="RATE", help=help)
 

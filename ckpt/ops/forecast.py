@@ -110,7 +110,11 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """why: not possible, or how the rounds end. Bytes of memory, before they are compressed; sent: on the lanes."""
+    """why: not possible, or how the rounds end. Bytes of memory, before they are compressed; sent: on the lanes.
+
+    follows: bytes that come when it runs there already, and follows_s: for how long it needs both hosts and waits for
+    what it touches (lazy).
+    """
 
     mode: str
     possible: bool
@@ -122,6 +126,14 @@ class Prediction:
     sent: int = 0
     total_s: float = 0.0
     notes: tuple[str, ...] = ()
+    follows: int = 0
+    follows_s: float = 0.0
+    pre_copy: bool = False
+
+    @property
+    def name(self) -> str:
+        """As the options say it."""
+        return f"{self.mode} --pre-copy" if self.pre_copy else self.mode
 
     @property
     def downtime_s(self) -> float:
@@ -130,11 +142,18 @@ class Prediction:
     def to_dict(self) -> dict[str, Any]:
         return {
             "mode": self.mode,
+            "pre_copy": self.pre_copy,
             "possible": self.possible,
             "why": self.why,
             "downtime_ms": round(self.downtime_s * 1e3),
             "total_ms": round(self.total_s * 1e3),
-            "bytes": {"memory": self.size, "frozen": self.frozen, "sent": self.sent},
+            "follows_ms": round(self.follows_s * 1e3),
+            "bytes": {
+                "memory": self.size,
+                "frozen": self.frozen,
+                "follows": self.follows,
+                "sent": self.sent,
+            },
             "rounds": [
                 {"bytes": one.size, "ms": round(one.seconds * 1e3, 1)} for one in self.rounds
             ],
@@ -209,27 +228,53 @@ def cold(at: Circumstances) -> Prediction:
 
 def lazy(at: Circumstances) -> Prediction:
     """It runs there at once, and its memory follows: what is wished for by name, never chosen."""
+    return _lazy(at, pre_copy=False)
+
+
+def lazy_pre_copy(at: Circumstances) -> Prediction:
+    """Its memory is copied once before; what is written meanwhile follows."""
+    return _lazy(at, pre_copy=True)
+
+
+def _lazy(at: Circumstances, *, pre_copy: bool) -> Prediction:
     if reason := at.against or at.not_warm:
-        return Prediction("lazy", False, reason)
-    seen = at.observed
+        return Prediction("lazy", False, reason, pre_copy=pre_copy)
+    seen, way = at.observed, at.way
     carried, left = seen.content.carried, sum(one.size for one in seen.content.left)
-    tables = Part("making place for what follows", LAZY_PER_BYTE * carried)
-    window = [*_fixed(at), tables, *_left(at)]
+    before, follows = 0.0, carried
+    rounds: tuple[Round, ...] = ()
+    if pre_copy:
+        rounds = (Round(carried, carried / way.pace + OVERHEAD + way.round_trip),)
+        before = rounds[0].seconds
+        follows = min(carried, int(seen.writing(before + SETTLING)))
+    window = [
+        *_fixed(at),
+        Part("page tables of what was carried", PER_BYTE * (carried - follows)),
+        Part("making place for what follows", LAZY_PER_BYTE * follows),
+        *_left(at),
+    ]
+    copied = sum(one.size for one in rounds) + follows
     return Prediction(
         "lazy",
         True,
+        "what is written after one round follows when it runs there" if pre_copy else "",
+        rounds=rounds,
         window=_worth(window),
-        size=carried + left,
+        size=copied + left,
         frozen=left,
-        sent=int(carried * at.way.share) + left + at.files + at.layers,
+        sent=int(copied * way.share) + left + at.files + at.layers,
         total_s=_around(at)
+        + before
         + SETTLING
         + sum(part.seconds for part in window)
-        + carried / at.way.pace,
+        + follows / way.pace,
         notes=(
             "a program that writes all over its memory waits for pages one by one: it may take many times as long",
             f"risk: {LAZY_RISK}",
         ),
+        follows=follows,
+        follows_s=follows / way.pace,
+        pre_copy=pre_copy,
     )
 
 
@@ -237,7 +282,9 @@ MODES: Mapping[str, Callable[[Circumstances], Prediction]] = {
     "warm": warm,
     "cold": cold,
     "lazy": lazy,
+    "lazy --pre-copy": lazy_pre_copy,
 }
+"""By name, as the options of a move say it."""
 AUTO = ("warm", "cold")
 """What `--mode auto` chooses from, the first that is possible."""
 
@@ -302,21 +349,23 @@ class Forecast:
     at: Circumstances
     predictions: tuple[Prediction, ...]
     wish: str = "auto"
+    """"auto", or a name in MODES."""
     findings: tuple[dict[str, str], ...] = field(default=())
 
     @property
     def chosen(self) -> Prediction | None:
-        """The one that would be used, as `--mode` wishes; None: none is possible."""
+        """The one that would be used, as it is wished; None: none is possible."""
         names: tuple[str, ...] = AUTO if self.wish == "auto" else (self.wish,)
         if self.at.limits.must_converge:
             names = tuple(name for name in names if name != "cold")
-        wanted = [one for one in self.predictions if one.mode in names]
+        wanted = [one for one in self.predictions if one.name in names]
         return next((one for one in wanted if one.possible), None)
 
     def to_dict(self) -> dict[str, Any]:
         seen, way, chosen = self.at.observed, self.at.way, self.chosen
         return {
             "mode": chosen.mode if chosen else None,
+            "pre_copy": chosen.pre_copy if chosen else False,
             "downtime_ms": round(chosen.downtime_s * 1e3) if chosen else None,
             "total_ms": round(chosen.total_s * 1e3) if chosen else None,
             "bytes": {

@@ -41,7 +41,7 @@ def foresee(
         not_warm=not_warm,
         against="; ".join(f"{one['what']}: {one['why']}" for one in findings),
     )
-    return make(at, wishes.mode, findings)
+    return make(at, wishes.name, findings)
 
 
 def _files(host: Host, container: Container) -> int:

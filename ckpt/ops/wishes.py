@@ -24,5 +24,10 @@ class Wishes:
     dry_run: bool = False
     seconds: float = SECONDS
 
+    @property
+    def name(self) -> str:
+        """The mode as a forecast calls it."""
+        return f"{self.mode} --pre-copy" if self.pre_copy else self.mode
+
 
 NONE = Wishes()

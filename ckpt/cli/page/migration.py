@@ -310,12 +310,13 @@ def _forecast(found: Mapping[str, Any]) -> Iterator[Markup]:
             cells: tuple[Markup, ...] = (
                 _number(len(mode["rounds"]) or "-"), _number(show.size(mode["bytes"]["memory"])),
                 _number(show.size(mode["bytes"]["frozen"])), _number(_ms(mode["downtime_ms"])),
+                _number(_ms(mode["follows_ms"]) if mode["follows_ms"] else "-"),
                 _number(_ms(mode["total_ms"])), el("td", mode["why"]),
             )  # fmt: skip
         else:
-            cells = (*[_number("-")] * 5, el("td", f"not possible: {mode['why']}"))
-        rows.append(el("tr", el("td", mode["mode"]), cells))
-    heads = ("mode", "rounds", "memory", "frozen", "stands still", "takes", "")
+            cells = (*[_number("-")] * 6, el("td", f"not possible: {mode['why']}"))
+        rows.append(el("tr", el("td", _mode_name(mode)), cells))
+    heads = ("mode", "rounds", "memory", "frozen", "stands still", "follows", "takes", "")
     yield _section(
         "What was expected",
         _table(heads, rows, right=1),
@@ -336,9 +337,13 @@ def _forecast(found: Mapping[str, Any]) -> Iterator[Markup]:
                 for part in mode["window"]
             ]  # fmt: skip
             yield _section(
-                f"While it stands still ({mode['mode']}, expected)",
+                f"While it stands still ({_mode_name(mode)}, expected)",
                 _table(("", "", ""), rows, right=1),
             )
+
+
+def _mode_name(mode: Mapping[str, Any]) -> str:
+    return f"{mode['mode']} --pre-copy" if mode["pre_copy"] else str(mode["mode"])
 
 
 def _section(title: str, *children: object) -> Markup:

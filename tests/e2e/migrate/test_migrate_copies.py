@@ -72,7 +72,7 @@ def test_written_pages_of_files_move_while_they_are_written(
     keeper.start()
     assert keeper.wrong_pages(world.a) == 0
     told = world.a.ckpt("forecast", "w", "b", "--seconds", "0.5", json_output=True)
-    warm, cold, _ = told["modes"]
+    warm, cold, *_ = told["modes"]
     parts = {part["what"]: part for part in warm["window"]}
     assert parts[SYSTEM_V]["bytes"] == SEGMENT << 19 and parts[SYSTEM_V]["ms"] > 2
     assert FILE << 18 < parts[PLACED]["bytes"] <= FILE << 19 and parts[PLACED]["ms"] > 20

@@ -41,13 +41,18 @@ def test_a_forecast_comes_true_and_leaves_everything_as_it_was(
     before = tasks(world)
     alone = world.a.ckpt("forecast", "w", "--seconds", "1", "--bandwidth", "50m", json_output=True)
     found = world.a.ckpt("forecast", "w", "b", "--seconds", "1", json_output=True)
-    text = world.a.ckpt("forecast", "w", "--seconds", "0.5")
+    text = world.a.ckpt("migrate", "w", "b", "--dry-run", "--mode", "lazy", "--pre-copy")
     assert tasks(world) == before
     world.nothing_at(world.b)
     assert not any(world.a.root.glob("migrations/*"))
-    assert "assumed" in text and "private file mappings" in text
+    assert "assumed" in alone["basis"]
+    for words in ("private file mappings", "lazy --pre-copy (would be used)", "needs both hosts"):
+        assert words in text, words
 
-    modes: dict[str, Any] = {one["mode"]: one for one in found["modes"]}
+    modes: dict[str, Any] = {one["mode"] + "+pre" * one["pre_copy"]: one for one in found["modes"]}
+    before, lazy = modes["lazy+pre"], modes["lazy"]
+    assert lazy["bytes"]["follows"] >= 48 << 20 and before["rounds"][0]["bytes"] >= 48 << 20
+    assert 0 < before["bytes"]["follows"] <= 50 << 20 and before["follows_ms"] > 0
     assert found["mode"] == "warm" and found["lane"] == "tls"
     assert found["observed"]["tracker"] == choose.best().name
     assert 48 << 20 <= found["observed"]["carried"] < 50 << 20

@@ -17,6 +17,7 @@ from ckpt.ops.forecast import (
     assumed,
     cold,
     lazy,
+    lazy_pre_copy,
     make,
     warm,
 )
@@ -158,8 +159,8 @@ def test_a_mode_that_is_not_possible_says_why(
 ) -> None:
     found = make(at(**more))  # type: ignore[arg-type]
     # Lazy is made of the same parts as warm.
-    assert [one.why for one in found.predictions] == [warm_why, cold_why, warm_why]
-    assert [one.possible for one in found.predictions] == [False, not cold_why, False]
+    assert [one.why for one in found.predictions] == [warm_why, cold_why, warm_why, warm_why]
+    assert [one.possible for one in found.predictions] == [False, not cold_why, False, False]
     assert (found.chosen.mode if found.chosen else None) == (None if cold_why else "cold")
 
 
@@ -187,15 +188,41 @@ def test_lazy_stands_still_for_a_part_of_what_cold_does_and_says_its_risk() -> N
     assert "needs both hosts" in found.notes[-1]
 
 
-@pytest.mark.parametrize("wish", ["auto", "warm", "cold", "lazy"])
+@pytest.mark.parametrize(
+    ("per_second", "least", "most"),
+    [
+        (0, 0, 0),
+        (40 * MIB, 70 * MIB, 110 * MIB),  # for as long as the round takes, and a little more
+        (4 * GIB, GIB, GIB),  # never more than there is
+    ],
+)
+def test_what_is_written_during_the_one_round_of_a_pre_copy_follows(
+    per_second: int, least: int, most: int
+) -> None:
+    here = at(GIB, writes(per_second, GIB))
+    found, plain = lazy_pre_copy(here), lazy(here)
+    assert found.possible and [one.size for one in found.rounds] == [GIB]
+    assert least <= found.follows <= most and found.size == GIB + found.follows
+    assert found.follows_s == pytest.approx(found.follows / FAST.pace)
+    assert plain.follows == GIB and not plain.rounds
+    assert found.follows_s <= plain.follows_s and found.downtime_s <= plain.downtime_s
+    # It begins later by one round, for which both hosts aren't needed.
+    assert found.total_s > found.rounds[0].seconds + found.follows_s
+    assert "needs both hosts" in found.notes[-1]
+    told = found.to_dict()
+    assert told["pre_copy"] and told["bytes"]["follows"] == found.follows
+
+
+@pytest.mark.parametrize("wish", ["auto", "warm", "cold", "lazy", "lazy --pre-copy"])
 def test_the_mode_that_was_asked_for_is_the_one_that_counts(wish: str) -> None:
     found = make(at(), wish)
     assert found.chosen is not None
-    assert found.chosen.mode == ("warm" if wish == "auto" else wish)
+    assert found.chosen.name == ("warm" if wish == "auto" else wish)
     told = found.to_dict()
     assert told["mode"] == found.chosen.mode
     assert told["downtime_ms"] == round(found.chosen.downtime_s * 1e3)
-    assert [one["mode"] for one in told["modes"]] == list(MODES)
+    assert [one.name for one in found.predictions] == list(MODES)
+    assert told["pre_copy"] == (wish == "lazy --pre-copy")
 
 
 @pytest.mark.parametrize(
