@@ -30,6 +30,7 @@ NR_FSMOUNT = 432
 NR_CLOSE_RANGE = 436
 NR_PIDFD_GETFD = 438
 NR_MOUNT_SETATTR = 442
+NR_QUOTACTL_FD = 443
 NR_CAPSET = 126 if _X86 else 91
 
 CLONE_NEWTIME = 0x00000080
@@ -355,3 +356,17 @@ def bpf(command: int, attr: bytes) -> tuple[int, bytes]:
         ctypes.c_uint(len(attr)),
     )
     return result, buffer.raw
+
+
+def quotactl_fd(fd: int, command: int, identity: int, data: bytes) -> bytes:
+    """quotactl_fd(2) of the file system that FD lies on: the structure DATA as the kernel left it."""
+    buffer = ctypes.create_string_buffer(data, len(data))
+    _syscall(
+        NR_QUOTACTL_FD,
+        f"quota {identity}",
+        ctypes.c_uint(fd),
+        ctypes.c_uint(command),
+        ctypes.c_uint(identity),
+        buffer,
+    )
+    return buffer.raw

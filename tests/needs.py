@@ -280,6 +280,34 @@ def _overlayfs() -> str | None:
         return _in_child(mount)
 
 
+PROJECT_EXT4 = ("-q", "-F", "-t", "ext4", "-O", "quota,project", "-E", "quotatype=prjquota")
+"""mke2fs's words for a file system with project quotas."""
+
+
+@_probe
+def _project_quotas() -> str | None:
+    """Such a file system in a file, mounted."""
+    if reason := _root() or _tool("mke2fs", "mount"):
+        return reason
+    with tempfile.TemporaryDirectory(prefix="ckpt-probe-") as folder:
+        image = Path(folder, "image")
+        with image.open("wb") as file:
+            file.truncate(16 << 20)
+        status, said = _output(find_tool("mke2fs") or "", *PROJECT_EXT4, str(image))
+        if status:
+            return said
+
+        def mount() -> None:
+            _unshare(CLONE_NEWNS)
+            ms_rec, ms_private = 0x4000, 0x40000
+            _libc("mount", b"none", b"/", None, ms_rec | ms_private, None)
+            status, said = _output("mount", "-o", "loop,prjquota", str(image), folder)
+            if status:
+                raise OSError(said.splitlines()[0])
+
+        return _in_child(mount)
+
+
 def _link_kind(*words: str) -> str | None:
     """Make a link of a kind inside a network namespace that goes away with the child."""
     ip = find_tool("ip")
@@ -393,6 +421,7 @@ veth = _need("veth")
 nftables = _need("nftables")
 ipv6 = _need("ipv6")
 soft_dirty = _need("soft_dirty")
+project_quotas = _need("project_quotas")
 
 
 def tool(*names: str) -> pytest.MarkDecorator:

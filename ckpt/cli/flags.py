@@ -40,6 +40,9 @@ LIMITS = [
     click.option("--cpuset-cpus", metavar="LIST", help="CPUs it may use: 0-2,5."),
     click.option("--cpuset-mems", metavar="LIST", help="Memory nodes it may use."),
     click.option("--pids-limit", type=int, metavar="N", help="Processes and threads, at most."),
+    click.option(
+        "--disk", metavar="SIZE", help="What it may write, volumes apart: 2g; -1: no limit."
+    ),
     click.option("--io-weight", type=int, metavar="N", help="Weight for disks, 10 to 1000."),
     click.option("--device-read-bps", multiple=True, metavar="DEV:RATE", help="/dev/sda:10m."),
     click.option("--device-write-bps", multiple=True, metavar="DEV:RATE", help="/dev/sda:10m."),
@@ -181,6 +184,7 @@ def limits_of(flags: dict[str, Any]) -> dict[str, Any]:
         "cpuset_cpus": flags.get("cpuset_cpus") or "",
         "cpuset_mems": flags.get("cpuset_mems") or "",
         "pids": flags.get("pids_limit"),
+        "disk": size("disk"),
         "io_weight": flags.get("io_weight"),
         "io_read_bps": _rates(flags.get("device_read_bps") or ()),
         "io_write_bps": _rates(flags.get("device_write_bps") or ()),

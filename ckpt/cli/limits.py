@@ -22,6 +22,7 @@ def update(host: Host, name: str, **flags: Any) -> None:
 
     \b
     ckpt update --memory 2g --cpus 3 web
+    ckpt update --disk 10g web
     """
     limits.update(host, name, limits_of(flags))
 

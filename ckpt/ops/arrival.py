@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ckpt.ops import hooks, places
+from ckpt.ops import disk, hooks, places
 from ckpt.ops.bringup import Surroundings, bring_up, network_of, resources_of
 from ckpt.ops.create import forget, write_etc
 from ckpt.ops.host import Host
@@ -103,6 +103,9 @@ class Arrival:
             found.append(f"it is of CRIU {manifest.criu}, here is {self.host.criu.text}")
         if manifest.rootfs.id_base:
             found += [one.why for one in places.problems(self.host.paths, self.volumes.sources)]
+        if disk.limit_of(manifest.container["record"]["spec"]) is not None:
+            why, hint = disk.why_not(self.host.paths.containers)
+            found += [f"its disk is limited, and {why}: {hint}"] if why else []
         return found + self.volumes.problems()
 
     def check(self) -> None:
@@ -150,8 +153,9 @@ class Arrival:
             self.volumes.place(record, everyone)
             record.network = self._network(record, everyone).to_dict()
             self.container.save()
+        disk.place(self.container)
         for path in (self.container.paths.upper, self.container.paths.rw / "work"):
-            path.mkdir(mode=0o755, parents=True)
+            path.mkdir(mode=0o755)
         self.volumes.make(self.container.record)
         self.container.paths.etc.mkdir(mode=0o755)
         self.container.paths.logs.mkdir(mode=0o700)
@@ -319,6 +323,8 @@ class Arrival:
             raise
         if landing is not None:
             landing.check_restored(self.around.cgroup.pids)
+        # Not before its files are here: between two rounds they may be more than they ever were at the source.
+        disk.enforce(self.container)
         self._carry_on()
         self.times["prepared"] = time.time_ns()
 

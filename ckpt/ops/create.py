@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ckpt.ops import fitness, volumes
+from ckpt.ops import disk, fitness, volumes
 from ckpt.ops.bringup import tear_down
 from ckpt.ops.host import Host, lock_container
 from ckpt.ops.lifecycle import build, parse_restart, start
@@ -82,6 +82,7 @@ def create(
     fitness.check(wish.spec, user_namespace=wish.user_namespace, volumes=host.paths.volumes)
     if wish.user_namespace:
         fitness.check_places(host.paths, wish.spec)
+    disk.check(host.paths.containers, wish.spec, user_namespace=wish.user_namespace)
     resources = cgroups.Resources.from_oci(wish.spec.get("linux", {}).get("resources"))
     cgroups.require(host.layout, resources)
     with host.layers.pinned():
@@ -143,7 +144,8 @@ def reserve(host: Host, wish: Wish, layers: list[str], *, wanted: str = "created
 def make_files(host: Host, container: Container) -> None:
     """The writable directory and the files of /etc that describe the container to itself."""
     record, paths = container.record, container.paths
-    for path in (paths.rw, paths.upper, paths.rw / "work", paths.etc):
+    disk.place(container)
+    for path in (paths.upper, paths.rw / "work", paths.etc):
         path.mkdir(mode=0o755, exist_ok=True)
     # overlayfs shows the upper directory's own owner and mode at the root.
     below = Path(host.layers.path(record.layers[-1])).stat()
@@ -171,6 +173,7 @@ def forget(host: Host, container: Container) -> None:
         root_dir=host.paths.root,
     )
     volumes.take_back(host.paths, container.record, host.containers())
+    disk.release(container.paths.home)
     container.paths.record.unlink(missing_ok=True)
     discard(container.paths.home)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from typing import Any
 
+from ckpt.ops import disk
 from ckpt.ops.bringup import network_of
 from ckpt.ops.host import Host
 from ckpt.ops.listing import summary
@@ -26,6 +27,7 @@ def details(host: Host, container: Container) -> dict[str, Any]:
         "upper": str(container.paths.upper),
         "log": str(container.paths.log),
     }
+    found["disk"] = disk.usage(container)
     found["network_state"] = network.state(
         network_of(container), container.record.id, root_dir=host.paths.root
     )

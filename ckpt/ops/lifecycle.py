@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from ckpt.ops import hooks, volumes
+from ckpt.ops import disk, hooks, volumes
 from ckpt.ops.bringup import bring_up, network_of, tear_down
 from ckpt.ops.host import Host, held_container
 from runtime.container.record import LIVE, Container, check_free, check_name
@@ -38,8 +38,10 @@ _FOR_EVER = float("inf")
 
 def build(host: Host, container: Container) -> None:
     """Bring it up as far as "created": everything is there, its process waits."""
+    disk.lift(container)
     with bring_up(host, container) as around:
         answer = around.control.expect(60.0, doing="creating")
+        disk.enforce(container)
         pid = int(answer["pid"])
         around.plug(pid)
         around.attach()
@@ -152,6 +154,7 @@ def remove(host: Host, container: Container, *, force: bool = False) -> None:
     stop(host, container, grace=0.0, number=signal.SIGKILL)
     network.destroy(network_of(container), container.record.id, root_dir=host.paths.root)
     volumes.take_back(host.paths, container.record, host.containers())
+    disk.release(container.paths.home)
     # The record goes first: a half-deleted container must not look like a whole one.
     container.paths.record.unlink(missing_ok=True)
     discard(container.paths.home)

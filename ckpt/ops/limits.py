@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ckpt.ops import disk
 from ckpt.ops.bringup import resources_of
 from ckpt.ops.host import Host, held_container
 from runtime import cgroups
@@ -20,10 +21,11 @@ def update(host: Host, name: str, flags: dict[str, Any]) -> None:
     cgroups.require(host.layout, change)
     with held_container(host, name) as container:
         merged = resources_of(container).merged(change)
-        if container.status().state in ("created", "running"):
-            host.cgroup(container).update(change)
-        container.record.spec.setdefault("linux", {})["resources"] = merged.to_oci()
-        container.save()
+        with disk.changed(container, spec):
+            if container.status().state in ("created", "running"):
+                host.cgroup(container).update(change)
+            container.record.spec.setdefault("linux", {})["resources"] = merged.to_oci()
+            container.save()
 
 
 def stats(host: Host, container: Container) -> dict[str, Any]:

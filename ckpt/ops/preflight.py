@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ckpt.ops import dialect, hooks, places, volumes
+from ckpt.ops import dialect, disk, hooks, places, volumes
 from ckpt.ops.environment import environment
 from ckpt.ops.host import Host
 from ckpt.ops.memory_use import memory_use
@@ -63,6 +63,7 @@ def source_facts(host: Host, container: Container, pids: list[int]) -> dict[str,
         "forked": use.forked,
         "files": tree_size(container.paths.upper)
         + sum(tree_size(Path(volume.source)) for volume in named),
+        "disk": disk.facts(container),
         "volumes": [{"name": volume.name, "writable": volume.writable} for volume in named],
         "user_namespace": bool(record.id_base),
         "hooks": hooks.programs(container),
@@ -102,6 +103,9 @@ def checks(here: Mapping[str, Any], there: Mapping[str, Any]) -> list[dict[str, 
         ("network", str(here["network"].get("kind")), "free"),
         ("name", here["name"], "free"),
     ]
+    if limit := here.get("disk"):
+        ours = f"{mib(limit['used'])} of {mib(limit['limit'])}"
+        rows.append(("disk limit", ours, there.get("disk_limit") or "can be kept"))
     return [{"what": what, "here": str(ours), "there": str(theirs)} for what, ours, theirs in rows]
 
 
@@ -244,6 +248,8 @@ def destination_findings(host: Host, facts: Mapping[str, Any]) -> list[Finding]:
                 "ckpt checkpoints prune there makes room",
             )
         )
+    if facts.get("disk") and any(why := disk.why_not(host.paths.containers)):
+        found.append(finding("disk limit", *why))
     if facts["user_namespace"]:
         sources = [bind["source"] for bind in facts["binds"]]
         for one in places.problems(host.paths, sources):
@@ -335,6 +341,7 @@ def destination_facts(host: Host, facts: Mapping[str, Any]) -> dict[str, Any]:
         "not_warm": why_not_warm_here(),
         "memory_free": available_memory(),
         "disk_free": disk_free(host),
+        "disk_limit": disk.why_not(host.paths.containers)[0],
     }
 
 

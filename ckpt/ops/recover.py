@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ckpt.ops import arrived, comeback, heal, lazy_recovery, lifecycle, stops, tidy, volumes
+from ckpt.ops import arrived, comeback, disk, heal, lazy_recovery, lifecycle, stops, tidy, volumes
 from ckpt.ops import migrate as migrating
 from ckpt.ops.bringup import tear_down
 from ckpt.ops.host import Host, held_container, lock_container
@@ -270,6 +270,7 @@ def _without_record(host: Host) -> list[Did]:
                 with contextlib.suppress(FileNotFoundError):
                     held.enter_context(locked(paths.lock, what=home.name, wait=0, make=False))
                 discard(paths.run)
+                disk.release(home)
                 discard(home)
                 done.append({"what": f"directory {home.name}", "did": "was no container; removed"})
         for left in sorted(volatile.iterdir()):

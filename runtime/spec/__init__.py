@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from .checks import Problem
 from .flags import (
+    DISK,
     NETWORK,
     RESTART,
     DeviceRate,
@@ -24,6 +25,7 @@ from .users import User, resolve
 from .validate import validate
 
 __all__ = [
+    "DISK",
     "HOOKS",
     "NETWORK",
     "RESTART",

@@ -20,6 +20,7 @@ from .load import first_problem
 
 NETWORK = "org.ckpt.network"  # annotation: JSON of the network's configuration
 RESTART = "org.ckpt.restart"  # annotation: no, on-failure[:N], always
+DISK = "org.ckpt.disk"  # annotation: bytes that the writable layer may take, -1: no limit
 
 _PERIOD = 100_000  # microseconds of one CPU quota period, the kernel's default
 _RESTART = re.compile(r"no|always|on-failure(?::[1-9]\d{0,5})?")
@@ -42,8 +43,9 @@ class Options:
     `rootfs`: the root directory, for `root.path` and to look up user names in. `user`: "1000",
     "1000:100", "name", "name:group". `tmpfs`: "/path[:size=64m,mode=1777]". `volumes`:
     "/source:/destination[:ro]". `memory_swap`: memory and swap together, -1 for no limit, as in
-    OCI. `cpu_burst`: microseconds. `rlimits`: "nofile=1024:4096". `network`: goes into an
-    annotation; its "kind" "host" means no network namespace. `seccomp`: a profile, or what is said.
+    OCI. `disk`: what the writable layer may take, -1 for no limit. `cpu_burst`: microseconds.
+    `rlimits`: "nofile=1024:4096". `network`: goes into an annotation; its "kind" "host" means no
+    network namespace. `seccomp`: a profile, or what is said.
     """
 
     args: tuple[str, ...] = ()
@@ -67,6 +69,7 @@ class Options:
     cpuset_cpus: str = ""
     cpuset_mems: str = ""
     pids: int | None = None
+    disk: int | None = None
     io_weight: int | None = None
     io_read_bps: tuple[DeviceRate, ...] = ()
     io_write_bps: tuple[DeviceRate, ...] = ()
@@ -210,6 +213,8 @@ def _annotations(options: Options) -> dict[str, str]:
     if options.network:
         result[NETWORK] = json.dumps(dict(options.network), sort_keys=True)
     result[RESTART] = options.restart
+    if options.disk is not None:
+        result[DISK] = str(options.disk)
     return result
 
 

@@ -14,6 +14,7 @@ FILES = [
     "tests/contract/test_tracking.py",  # Debian's kernels have soft-dirty bits
     "tests/e2e/test_cgroups.py",
     "tests/e2e/test_run_basics.py",
+    "tests/e2e/test_disk_quota.py",  # they have project quotas
     "tests/e2e/test_network_bridge.py",
     "tests/e2e/test_network_l2.py",
     "tests/e2e/test_security.py",

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ckpt.ops import disk as limits
 from ckpt.ops.doctor.row import Probe, Row, in_child
 from ckpt.ops.host import Host
 from ckpt.ops.places import closed_above, file_system
@@ -28,6 +29,7 @@ def probes(host: Host) -> dict[str, Probe]:
     return {
         "directories": lambda: directories(host),
         "disk": lambda: disk(host),
+        "disk limits": lambda: disk_limits(host),
         "idmapped mounts": lambda: idmapped(host),
         "overlayfs": lambda: overlay(host),
         "memory": memory,
@@ -78,6 +80,14 @@ def disk(host: Host) -> Row:
         consequence = "containers and checkpoints are gone after a reboot, and use up memory"
         return Row("disk", value, "warn", consequence, "choose another place with --root")
     return Row("disk", value)
+
+
+def disk_limits(host: Host) -> Row:
+    place = nearest(host.paths.containers)
+    why, hint = limits.why_not(place)
+    if not why:
+        return Row("disk limits", f"yes, by project quotas of {file_system(place)}")
+    return Row("disk limits", f"no: {why}", "warn", "--disk is refused", hint)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from ckpt.ops import places, preflight, processor
 from ckpt.ops.host import Host
 from runtime.container.record import Container, Record
 from runtime.paths import HostPaths
+from runtime.quota import project
 
 
 @pytest.fixture
@@ -74,6 +75,15 @@ def test_each_reason_is_named(host: Host, other: dict[str, Any], what: str, why:
     ((said, reason),) = found(host, **other)
     assert said == what
     assert why in reason
+
+
+@pytest.mark.parametrize(("here", "said"), [("", []), (project.NOT_ENFORCED, ["disk limit"])])
+def test_a_limited_disk_wants_a_host_that_can_keep_the_limit(
+    host: Host, monkeypatch: pytest.MonkeyPatch, here: str, said: list[str]
+) -> None:
+    monkeypatch.setattr(project, "problem", lambda _: here)
+    assert [what for what, _ in found(host, disk={"limit": 9 << 20, "used": 1 << 20})] == said
+    assert found(host, disk=None) == []
 
 
 def test_all_reasons_are_said_at_once(host: Host) -> None:
