@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import ExitStack
+
 import pytest
 
 from tests.vm.guest import Guest
@@ -40,6 +43,43 @@ def test_limits_are_at_the_destination_what_they_were_at_the_source(pair: Pair) 
     pair.a.run("ckpt migrate mover b", timeout=400)
     assert pair.b.text(f"cd {cgroup(pair.b, 'mover')} && cat {files}") == before
     assert str(96 << 20) in before
+
+
+_QUOTAS = (
+    "truncate -s 300M /var/tmp/quotas && mkdir -p /var/lib/ckpt && "
+    "mke2fs -q -F -t ext4 -O quota,project -E quotatype=prjquota /var/tmp/quotas && "
+    "mount -o loop,prjquota /var/tmp/quotas /var/lib/ckpt"
+)
+_WRITER = (
+    "mkfifo /go; exec 3<>/go; head -c 10m /dev/zero >/half; echo ready; "
+    "read _ <&3; dd if=/dev/zero of=/more bs=1M count=40; echo done; read _ <&3"
+)
+
+
+def _disk(guest: Guest) -> dict[str, int]:
+    return dict(json.loads(guest.text("ckpt inspect mover"))["disk"])
+
+
+def test_a_disk_limit_is_the_same_at_the_destination_and_holds_there(pair: Pair) -> None:
+    with ExitStack() as undo:
+        pair.a.run(_QUOTAS)
+        undo.callback(pair.a.run, "ckpt rm -f mover; umount /var/lib/ckpt")
+        _start(pair.a, f"--disk 20m --network none {ROOTFS} -- sh -c '{_WRITER}'")
+        refused = pair.a.run("ckpt migrate mover b 2>&1; echo $?", timeout=400).stdout
+        assert "no project quotas" in refused and refused.split()[-1] == "13"
+        pair.b.run(_QUOTAS)
+        undo.callback(pair.b.run, "ckpt rm -f mover; umount /var/lib/ckpt")
+        before = _disk(pair.a)
+        pair.a.run("ckpt migrate mover b", timeout=400)
+        after = _disk(pair.b)
+        assert after["limit"] == before["limit"] == 20 << 20
+        assert abs(after["used"] - before["used"]) < 1 << 20
+        # The program that moved writes on, into the limit.
+        pair.b.run("ckpt exec mover sh -c 'echo >/go'")
+        while "done" not in (said := pair.b.text("ckpt logs mover 2>&1")):
+            pass
+        assert "Disk quota exceeded" in said
+        assert 19 << 20 < _disk(pair.b)["used"] <= 20 << 20
 
 
 def test_a_dry_run_says_what_is_to_be_expected_and_changes_nothing(pair: Pair) -> None:
