@@ -37,6 +37,7 @@ Range = tuple[int, int]
 """[start, end): addresses, both multiples of PAGE."""
 
 _NAME = re.compile(r"pagemap-(\d+)\.img")
+_SHARED = re.compile(r"pagemap-shmem-(\d+)\.img")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,12 @@ class LazyPlan:
 def task_of(name: str) -> int | None:
     """The process id (as the container sees it) whose page map the image NAME is; None for any other image."""
     found = _NAME.fullmatch(name)
+    return int(found[1]) if found else None
+
+
+def shared_of(name: str) -> int | None:
+    """The inode (its lower 32 bits) of the shared memory whose page map the image NAME is; None for any other image."""
+    found = _SHARED.fullmatch(name)
     return int(found[1]) if found else None
 
 

@@ -11,32 +11,43 @@ from dataclasses import dataclass
 from heapq import merge
 
 from images.errors import Corrupt
+from images.lazy_entries import shared_of
 from images.pages import LAZY, PAGE, PARENT, PRESENT, PageMap, PageRun
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Pages that lie together. dumped: they are the next ones of CRIU's pages image; else they are the copy's."""
+    """Pages that lie together. dumped: they are the next ones of CRIU's pages image; else they are the copy's.
+
+    of_file: in a private mapping of a file.
+    """
 
     start: int
     end: int
     flags: int
     dumped: bool
+    of_file: bool = False
 
 
 def pieces(
-    page_map: PageMap, carried: Iterable[tuple[int, int]], name: str = "a page map"
+    page_map: PageMap,
+    carried: Iterable[tuple[int, int]],
+    name: str = "a page map",
+    *,
+    of_files: Iterable[tuple[int, int]] = (),
 ) -> Iterator[Piece]:
     """Where the pages of the whole come from, in the order of its pages image.
 
-    carried: sorted ranges [start, end) that the copy has. Raises Corrupt where both have a page, and for a page map of
-    a dump that left pages elsewhere.
+    carried: sorted ranges [start, end) that the copy has; of_files: the same, in private mappings of files. Raises
+    Corrupt where both have a page, and for a page map of a dump that left pages elsewhere.
     """
     theirs = (_dumped(run, name) for run in page_map.runs)
-    # As CRIU marks anonymous memory, which is all that can be hidden from it.
-    ours = (Piece(start, end, PRESENT | LAZY, False) for start, end in carried)
+    # As CRIU marks anonymous memory of tasks. Of what tasks share nothing is lazy.
+    flags = PRESENT if shared_of(name) is not None else PRESENT | LAZY
+    ours = (Piece(start, end, flags, False) for start, end in carried)
+    files = (Piece(start, end, PRESENT, False, True) for start, end in of_files)
     last = 0
-    for piece in merge(theirs, ours, key=lambda piece: piece.start):
+    for piece in merge(theirs, ours, files, key=lambda piece: piece.start):
         if piece.start < last:
             raise Corrupt(
                 doing="completing",

@@ -8,18 +8,20 @@ nor verify, export or another host can tell how it was taken.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from ckpt.ops.aside import Aside
 from ckpt.ops.outgoing import Target, put_held, put_part
 from images import whole_entries
 from images.errors import Truncated
-from images.lazy_entries import task_of
+from images.lazy_entries import shared_of, task_of
 from images.moving import Mover
 from images.pages import PageMap, build_page_map, parse_page_map
 from images.parts import CRIU
 from images.pour import Extent, pour_extents
 from images.whole_entries import Piece
 from runtime.pagesource.keep import PageKeeper
+from runtime.pagesource.wire import COPIES_FROM
 from runtime.tracking.ranges import Range, common
 
 
@@ -29,24 +31,34 @@ def complete(
     held: Mapping[str, bytes],
     keeper: PageKeeper,
     hidden: Callable[[int], Sequence[Range]],
+    *,
+    of_files: Callable[[int], Sequence[Range]] = lambda task: (),
+    shared: Mapping[int, int] = MappingProxyType({}),
 ) -> int:
     """Write everything into TARGET; returns the bytes of pages that came from KEEPER.
 
     HELD: the small images that were kept back, page maps among them. HIDDEN: of a task (as the container numbers it),
-    the ranges that CRIU was not shown. KEEPER is empty afterwards.
+    the ranges that CRIU was not shown; OF_FILES: pages in private mappings of files that KEEPER has and CRIU was not
+    shown; SHARED: what tasks share, likewise: its number in KEEPER, by inode. KEEPER is empty afterwards.
     """
+    numbers = {name: task_of(name) or shared.get(shared_of(name) or 0, 0) for name in held}
     page_maps = {
-        name: parse_page_map(data, name) for name, data in held.items() if task_of(name) is not None
+        name: parse_page_map(held[name], name) for name, number in numbers.items() if number
     }
     ours = {page_map.pages_file for page_map in page_maps.values()}
     aside.pour(target, lambda kind, name: kind != CRIU or name not in ours)
     total = 0
     for name, page_map in page_maps.items():
-        task = task_of(name) or 0
-        carried = common(keeper.runs(task), list(hidden(task)))
+        number = numbers[name]
+        carried, copies = keeper.runs(number), list[Range]()
+        if task_of(name) is not None:
+            carried = common(carried, list(hidden(number)))
+            copies = common(keeper.runs(COPIES_FROM + number), list(of_files(number)))
         dumped = aside.extents(CRIU, page_map.pages_file) if page_map.runs else []
-        total += _task(target, task, name, page_map, carried, dumped, keeper)
-        keeper.ended(task)
+        total += _task(target, number, name, page_map, carried, copies, dumped, keeper)
+        keeper.ended(number)
+        if task_of(name) is not None:
+            keeper.ended(COPIES_FROM + number)
     put_held(target, {name: data for name, data in held.items() if name not in page_maps})
     return total
 
@@ -57,11 +69,12 @@ def _task(
     name: str,
     page_map: PageMap,
     carried: Sequence[Range],
+    copies: Sequence[Range],
     dumped: Sequence[Extent],
     keeper: PageKeeper,
 ) -> int:
     def pieces() -> Iterator[Piece]:
-        return whole_entries.pieces(page_map, carried, name)
+        return whole_entries.pieces(page_map, carried, name, of_files=copies)
 
     with Mover(doing="completing", target=page_map.pages_file) as mover:
         extents = _extents(pieces(), _Cursor(dumped, page_map.pages_file), task, keeper)
@@ -78,7 +91,8 @@ def _extents(
         if piece.dumped:
             yield from dumped.next(piece.end - piece.start)
         else:
-            for offset, size in keeper.file.taking(task, piece.start, piece.end):
+            number = COPIES_FROM + task if piece.of_file else task
+            for offset, size in keeper.file.taking(number, piece.start, piece.end):
                 yield keeper.file.fd, offset, size
     dumped.end()
 

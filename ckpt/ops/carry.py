@@ -176,6 +176,9 @@ class Carrier:
 
     def once_more(self, check: Check) -> None:
         """After rounds(), when something else has taken its time."""
+        if self._shared is not None:
+            self._shared.look()
+            self._shared.send(check)
         self._send(self._look(), check)
         self._sender.flush()
 
@@ -303,6 +306,15 @@ class Carrier:
         plan = plan_lazy(page_map, task.hidden)
         task.fetch = list(plan.fetch)
         return build_page_map(plan.page_map.pages_id, plan.page_map.runs)
+
+    def kept(self, number: int) -> list[Range]:
+        """Of task NUMBER, what went out, is still as it was then, and was not shown to CRIU."""
+        task = self._tasks.get(self._owners.get(number, 0))
+        return common(task.sent, task.hidden) if task is not None else []
+
+    def hidden_shared(self) -> dict[int, int]:
+        """Likewise, of what processes share: numbers by inode."""
+        return self._shared.hidden() if self._shared is not None else {}
 
     def left_to_criu(self) -> dict[str, int]:
         """Bytes of private memory that CRIU wrote, by kind; after rewrite()."""

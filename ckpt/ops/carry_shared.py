@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runtime.errors import NotFound
-from runtime.pagesource.send import PageSender
+from runtime.pagesource.sink import PageSink
 from runtime.pagesource.wire import MAX_NAME, SHARED_FROM, Shared
 from runtime.shared.find import SharedObject, device, largest, objects
 from runtime.shared.follow import Followed
@@ -47,7 +47,7 @@ class SharedCarrier:
     look() and hide() may be called by other threads than the rest.
     """
 
-    def __init__(self, sender: PageSender, pids: Callable[[], list[int]], programs: Path) -> None:
+    def __init__(self, sender: PageSink, pids: Callable[[], list[int]], programs: Path) -> None:
         self._sender = sender
         self._pids = pids
         self._programs = programs
@@ -67,7 +67,7 @@ class SharedCarrier:
             self._keep_up()
         total = 0
         for one in self._carried.values():
-            one.dirty, one.gone = one.content.changed()
+            one.dirty, one.gone = one.content.changed(last=frozen)
             total += size(one.dirty)
         return total
 
@@ -117,6 +117,10 @@ class SharedCarrier:
             return False
         one.hidden = True
         return True
+
+    def hidden(self) -> dict[int, int]:
+        """The number of each object that CRIU was not shown, by its inode."""
+        return {inode: one.number for inode, one in self._carried.items() if one.hidden}
 
     def settle(self) -> None:
         """CRIU is done: what it has dumped itself is void."""

@@ -281,7 +281,7 @@ class Departure:
         self.warm_up()
         capture = self._capture
         assert capture is not None
-        sink = Held(target.sink(CRIU), page_maps=self._carrier is not None)
+        sink = Held(target.sink(CRIU), page_maps=self._carrier is not None, shared=self._whole)
         faults: list[BaseException] = []
 
         def count(name: str, size: int) -> None:

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ckpt.ops.host import Host
+from images.lazy_entries import shared_of
 from runtime import cgroups, proc
 from runtime.errors import RuntimeFault, SystemFault, Unsupported
 from runtime.pagecache.charge import Charger
@@ -31,7 +31,6 @@ from runtime.pagesource.wire import COPIES_FROM, Range, is_copies
 from runtime.shared.find import missing
 
 _TICK = 0.05
-_SHARED = re.compile(r"pagemap-shmem-(\d+)\.img")
 
 
 class Intake:
@@ -130,13 +129,13 @@ class Landing:
         Waits until all pages are here: only then is it known which objects are carried to the end. OWNER: the
         container's root; CRIU gives the memfd the owner that it had. CHECK may raise to end it.
         """
-        found = _SHARED.fullmatch(image)
-        if found is None:
+        wanted = shared_of(image)
+        if wanted is None:
             return None
         while not self._handed_over.wait(_TICK):
             check()
         for number, inode in self.store.shared.items():
-            if inode == int(found[1]):
+            if inode == wanted:
                 os.fchown(self.store[number].fd, owner, owner)
                 return self.store[number].fd
         return None

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 from ckpt.ops.host import Host
 from images import remaps
 from images.errors import Cancelled, ImageFault, NoSpace, StreamerFault
-from images.lazy_entries import task_of
+from images.lazy_entries import shared_of, task_of
 from images.moving import Mover
 from images.parts import CRIU, FILES, INVENTORY, Part, Sink
 from images.pour import pour_bytes, pour_pipe
@@ -84,11 +84,15 @@ _HELD = (INVENTORY, remaps.NAME)
 
 
 class Held:
-    """A sink that keeps a few small images back, and tells when the first image is opened."""
+    """A sink that keeps a few small images back, and tells when the first image is opened.
 
-    def __init__(self, sink: Sink, *, page_maps: bool) -> None:
+    page_maps: those of tasks are among them; shared: those of what tasks share as well.
+    """
+
+    def __init__(self, sink: Sink, *, page_maps: bool, shared: bool = False) -> None:
         self._sink = sink
         self._page_maps = page_maps
+        self._shared = shared
         self.begun = threading.Event()
         self.held: dict[str, bytes] = {}
         self.fault: ImageFault | None = None
@@ -96,7 +100,11 @@ class Held:
 
     def open(self, name: str) -> Part:
         self.begun.set()
-        held = name in _HELD or (self._page_maps and task_of(name) is not None)
+        held = (
+            name in _HELD
+            or (self._page_maps and task_of(name) is not None)
+            or (self._shared and shared_of(name) is not None)
+        )
         return _HeldPart(self, name) if held else _Watched(self, self._sink.open(name))
 
 

@@ -21,12 +21,14 @@ from ckpt.ops import stops
 from ckpt.ops.aside import Aside
 from ckpt.ops.assemble import complete
 from ckpt.ops.carry import NOTEWORTHY, Carrier, NotConverging
+from ckpt.ops.carry_shared import SharedCarrier
 from ckpt.ops.convergence import Limits
 from ckpt.ops.departure import Departure
 from ckpt.ops.outgoing import Target
 from ckpt.ops.preflight import why_not_warm_there
 from runtime.errors import BadInput, Unsupported
 from runtime.pagesource.keep import PageKeeper
+from runtime.pagesource.wire import COPIES_FROM
 
 LIMITS = Limits(max_downtime=0.01)
 """A round costs no lane here, and the last one goes on beside CRIU's own work, which takes several times as long."""
@@ -158,7 +160,16 @@ def _copy(
                 why=f"process {pid} can't be tracked: {why}",
             )
 
-    carrier = stack.enter_context(Carrier(keeper, cgroup.pids, limits=limits, on_round=looked))
+    carrier = stack.enter_context(
+        Carrier(
+            keeper,
+            cgroup.pids,
+            limits=limits,
+            shared=SharedCarrier(keeper, cgroup.pids, departure.host.paths.programs),
+            copies=True,
+            on_round=looked,
+        )
+    )
     carrier.rounds(lambda: None)
     return keeper, carrier
 
@@ -194,7 +205,15 @@ def _warm(
         found.bytes_images = departure.bytes_images
         found.bytes_copied, found.bytes_last = keeper.written, carrier.last_bytes
         keeper.release()
-        found.bytes_memory = complete(target, aside, departure.held, keeper, carrier.hidden)
+        found.bytes_memory = complete(
+            target,
+            aside,
+            departure.held,
+            keeper,
+            carrier.hidden,
+            of_files=lambda task: carrier.kept(COPIES_FROM + task),
+            shared=carrier.hidden_shared(),
+        )
 
 
 def _frozen() -> None:

@@ -82,6 +82,9 @@ class PageKeeper:
         self.written += pages * PAGE
         return pages
 
+    def shared(self, number: int, shared: wire.Shared) -> None:
+        """What else there is to know of it CRIU's images say."""
+
     def gone(self, task: int, runs: Sequence[Range]) -> None:
         if self._notes is not None:
             self._notes.append(partial(self.gone, task, runs))
@@ -137,12 +140,21 @@ class PageKeeper:
     # ---- what is there
 
     def runs(self, task: int) -> list[Range]:
-        """The pages of a task that hold something; the others are zeros."""
+        """The pages of a task that hold something; the others are zeros.
+
+        Of copies of files' pages, those of zeros too; and where a file system has large blocks, more.
+        """
         return joined(self.file.runs(task))
 
     # ---- inside
 
     def _write(self, task: int, runs: Sequence[Range], view: memoryview) -> None:
+        if wire.is_copies(task):  # a hole would be the file's page
+            at = 0
+            for start, end in runs:
+                self.file.write(task, start, view[at : at + end - start])
+                at += end - start
+            return
         found = self._condenser.condense(task, runs, view, quick=True)
         for address, first, last in _pieces(runs, found.kept):
             self.file.write(task, address, view[first * PAGE : last * PAGE])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from runtime.pagesource.read import PageReader, Range
+from runtime.pagesource.wire import Shared
 
 Took = Callable[[Sequence[Range], memoryview], None]
 """Gets what was read: ranges, and their bytes one after the other, only lent; what follows them counts not."""
@@ -30,6 +31,9 @@ class PageSink(Protocol):
 
         quick: in the frozen window, where time counts more than bytes. took: called with all that is read.
         """
+
+    def shared(self, number: int, shared: Shared) -> None:
+        """From here on NUMBER stands for what tasks share with each other; its pages have offsets for addresses."""
 
     def gone(self, task: int, runs: Sequence[Range]) -> None:
         """What was sent for RUNS is void: there are no such pages any more, or they are not ours to carry."""

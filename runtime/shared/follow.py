@@ -49,6 +49,7 @@ class Followed:
         self.target = f"shared memory {found.name!r}"
         """What messages call it."""
         self._digests = Digests(programs)
+        self._last = False
         self._known: dict[int, bytearray] = {}
         """By offset // PIECE: a digest for each page that was read, zeros for the others. An object may be sparse."""
         try:
@@ -81,11 +82,13 @@ class Followed:
 
     # ---- what changed
 
-    def changed(self) -> tuple[list[Range], list[Range]]:
+    def changed(self, *, last: bool = False) -> tuple[list[Range], list[Range]]:
         """What differs from what was read, or never was; and what was read with something in it and is a hole now.
 
-        The second is forgotten. Exact if no process that has it can run. Raises RuntimeFault.
+        The second is forgotten. Exact if no process that has it can run. LAST: nobody asks again, so that what is read
+        from now on isn't digested. Raises RuntimeFault.
         """
+        self._last = last
         size = -(-os.fstat(self._fd).st_size // PAGE) * PAGE
         try:
             # Ends and beginnings are those of pages, but for the object's own end.
@@ -184,7 +187,7 @@ class Followed:
         for start, end in batch:
             view = buffer.view[at : at + end - start]
             done = self._read(view, start)
-            for first, last in _cut(start, start + done):
+            for first, last in _cut(start, start + done) if not self._last else ():
                 self._differing(first, view[first - start : last - start], keep=True)
             for first, last in _cut(start + done, end):
                 self._forget(first, last)

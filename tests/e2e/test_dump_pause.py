@@ -22,20 +22,27 @@ from tests.patience import patient
 pytestmark = needs.CHECKPOINTS
 
 SOURCE = Path(__file__).parent / "pause_lab" / "crowd.c"
+OTHERS = Path(__file__).parent / "migrate"
 PROCESSES, THREADS, PAGES = 3, 2, 1024
 MEMORY = PROCESSES * THREADS * PAGES * 4096
 
 
+def rootfs_with(small_rootfs: Path, *sources: Path) -> Path:
+    """A root file system with programs of these sources, built once."""
+    place = small_rootfs.parent / sources[0].stem
+    if not place.exists():
+        new = small_rootfs.parent / f"{place.name}.new"
+        shutil.copytree(small_rootfs, new, symlinks=True)
+        for source in sources:
+            words = ["cc", "-static", "-O1", "-Wall", "-o", str(new / "bin" / source.stem)]
+            subprocess.run([*words, str(source)], check=True, timeout=patient(100))
+        new.rename(place)
+    return place
+
+
 @pytest.fixture
 def box(ckpt_root: Path, small_rootfs: Path) -> Iterator[Box]:
-    place = small_rootfs.parent / "crowd"
-    if not place.exists():
-        new = small_rootfs.parent / "crowd.new"
-        shutil.copytree(small_rootfs, new, symlinks=True)
-        words = ["cc", "-static", "-O1", "-Wall", "-o", str(new / "bin/crowd"), str(SOURCE)]
-        subprocess.run(words, check=True, timeout=patient(100))
-        new.rename(place)
-    with opened(ckpt_root, place) as made:
+    with opened(ckpt_root, rootfs_with(small_rootfs, SOURCE)) as made:
         made.up("web", args=("crowd", str(PROCESSES), str(THREADS), str(PAGES)))
         until(lambda: "ready" in made("logs", "web"))
         yield made
@@ -108,6 +115,35 @@ def test_the_copy_is_whole_and_of_one_moment(box: Box, tmp_path: Path) -> None:
         is_well(box)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe"]
     nothing_of(box, but=("web",))
+
+
+def test_what_is_shared_and_what_was_written_over_files_is_no_part_of_the_pause(
+    ckpt_root: Path, small_rootfs: Path
+) -> None:
+    """Every page is checked by the program that has written it: after the dump, and after a restore."""
+    place = rootfs_with(small_rootfs, OTHERS / "sharer.c", OTHERS / "keeper.c")
+    with opened(ckpt_root, place) as box:
+        for args, least, most in (
+            (("sharer", "16", "3", "2"), 4 << 20, 2 << 20),
+            # Every other page of a file, and a segment that only CRIU carries.
+            (("keeper", "32", "2", "4", "1"), 4 << 20, 3 << 20),
+        ):
+            box.up("web", args=args)
+            until(lambda: "ready" in box("logs", "web"))
+            found = dump(box, "--as", args[0])
+            assert found["mode"] == "warm" and found["bytes"]["memory"] >= least
+            assert found["bytes"]["images"] < most
+            assert found["bytes"]["memory_frozen"] < found["bytes"]["memory"]
+            assert box("checkpoints", "verify", args[0]) == f"{args[0]}: good\n"
+            for again in (False, True):
+                if again:
+                    box("rm", "-f", "web")
+                    box("restore", args[0])
+                box("kill", "-s", "USR1", "web")
+                until(lambda: "verdict" in box("logs", "web"))
+                assert " wrong 0 of " in box("logs", "web")
+            box("rm", "-f", "web")
+        nothing_of(box)
 
 
 ENDS = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -25,6 +25,8 @@ from images.pages import (
 from images.parts import CRIU, FILES, INVENTORY, DirectorySink, Sink
 from images.pour import pour_bytes
 from runtime.pagesource.keep import PageKeeper
+from runtime.pagesource.read import Buffer, Place
+from runtime.pagesource.wire import COPIES_FROM, SHARED_FROM, Range, Shared
 
 
 class Folder:
@@ -69,6 +71,25 @@ def folder(tmp_path: Path) -> Iterator[Folder]:
 def work(tmp_path: Path) -> Path:
     (tmp_path / "work").mkdir()
     return tmp_path / "work"
+
+
+class Memory:
+    """A `PageReader`: pages of a byte each."""
+
+    target = "memory"
+
+    def __init__(self, pages: dict[int, bytes]) -> None:
+        self._pages = pages
+
+    def read(
+        self, batch: Sequence[Range], buffer: Buffer | Place
+    ) -> tuple[list[Range], list[Range]]:
+        at = 0
+        for start, end in batch:
+            for page in range(start // PAGE, end // PAGE):
+                buffer.view[at : at + PAGE] = self._pages[page] * PAGE
+                at += PAGE
+        return list(batch), []
 
 
 def put(target: Aside, name: str, data: bytes, kind: str = CRIU) -> None:
@@ -129,6 +150,41 @@ def test_every_page_comes_from_where_it_was_last(folder: Folder, work: Path, lim
     assert folder.order[-1] == INVENTORY
     assert len(folder.order) == len(set(folder.order))
     assert os.listdir(work) == []
+
+
+def test_pages_over_a_file_s_keep_their_zeros_and_shared_ones_come_by_inode(
+    folder: Folder, work: Path
+) -> None:
+    held = {
+        "pagemap-1.img": page_map(1, 50),
+        "pagemap-shmem-77.img": page_map(2),
+        "pagemap-shmem-78.img": page_map(3, 4),
+        INVENTORY: b"inventory",
+    }
+    number = SHARED_FROM + 5
+    with PageKeeper(work) as keeper, Aside(work) as aside:
+        put(aside, "pages-1.img", b"c" * PAGE)
+        put(aside, "pages-2.img", b"")
+        put(aside, "pages-3.img", b"o" * PAGE)
+        memory = Memory({10: b"a", 20: b"f", 21: b"\0", 22: b"v", 3: b"s", 4: b"\0"})
+        keeper.send(1, memory, [(10 * PAGE, 11 * PAGE)])
+        keeper.send(COPIES_FROM + 1, memory, [(20 * PAGE, 23 * PAGE)])
+        keeper.shared(number, Shared(77, False, b"x"))
+        keeper.send(number, memory, [(3 * PAGE, 5 * PAGE)])
+        size = complete(
+            folder, aside, held, keeper, lambda task: [(10 * PAGE, 30 * PAGE)],
+            of_files=lambda task: [(20 * PAGE, 22 * PAGE)] if task == 1 else [], shared={77: number},
+        )  # fmt: skip
+        assert size == 4 * PAGE
+        assert not keeper.runs(number) and not keeper.runs(COPIES_FROM + 1)
+    whole = {10: b"a", 20: b"f", 21: b"\0", 50: b"c"}
+    assert restored(folder, 1) == {page: byte * PAGE for page, byte in whole.items()}
+    made = read_page_map(str(folder.path / CRIU), "pagemap-shmem-77.img")
+    assert made.runs == (PageRun(3 * PAGE, 1, PRESENT),)
+    assert folder.read("pages-2.img") == b"s" * PAGE
+    # What CRIU has dumped itself is as it was.
+    assert folder.read("pagemap-shmem-78.img") == held["pagemap-shmem-78.img"]
+    assert folder.read("pages-3.img") == b"o" * PAGE
 
 
 def test_pages_that_crius_map_does_not_speak_of_are_an_error(folder: Folder, work: Path) -> None:

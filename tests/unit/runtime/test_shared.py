@@ -131,6 +131,11 @@ def test_what_changed_and_changed_back_counts_by_what_was_read(memfd: int, tmp_p
         assert followed.changed() == (pages(0), [])
         copy.round()
         assert copy.whole(PAGE) == b"a" * PAGE
+        # After the last look nobody asks again: what is read then is not remembered.
+        os.pwrite(memfd, b"c" * PAGE, 0)
+        assert followed.changed(last=True) == (pages(0), [])
+        followed.read(pages(0), Buffer(PAGE))
+        assert followed.changed() == (pages(0), [])
 
 
 def test_holes_are_left_holes_and_what_becomes_one_is_told(memfd: int, tmp_path: Path) -> None:
