@@ -189,7 +189,7 @@ def test_a_checkpoint_has_its_limit_and_what_it_used_is_counted_again(
 def test_a_file_system_without_project_quotas_is_refused_by_name(box: Box) -> None:
     said = box.fails(13, "run", "--network", "none", "--disk", "20m", box.rootfs, "--", "true")
     assert said.startswith("ckpt: limiting --disk: the file system of ")
-    assert "has no project quotas" in said and "prjquota" in said or "ext4 or XFS" in said
+    assert "has no project quotas" in said and ("prjquota" in said or "ext4 or XFS" in said)
     assert box.names() == []
     box.up("c")
     assert "has no project quotas" in box.fails(13, "update", "--disk", "20m", "c")
