@@ -45,6 +45,7 @@ class Scanner:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._buffer = ctypes.create_string_buffer(_REGIONS * _REGION)
+        self._view = memoryview(self._buffer)  # its `raw` would copy all of it
 
     def scan(
         self,
@@ -82,7 +83,7 @@ class Scanner:
                 )
             )
             count = fcntl.ioctl(self._fd, _PAGEMAP_SCAN, argument)
-            values = array("Q", self._buffer.raw[: count * _REGION])
+            values = array("Q", bytes(self._view[: count * _REGION]))
             found += zip(values[0::3], values[1::3], strict=True)
             at = struct.unpack_from("=Q", argument, _WALK_END)[0]
         return found

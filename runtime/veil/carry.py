@@ -16,6 +16,9 @@ from runtime import proc
 from runtime.tracking.ranges import Range, merged
 from runtime.tracking.vmas import Vma, mappings
 
+LEAST_COPIED = 256 << 10
+"""Bytes of a file's mapping. What is smaller (the data of most libraries) has a page or two to carry, which CRIU dumps
+in less time than it takes to look."""
 _SPECIAL_FLAGS = frozenset({"lo", "ht", "ss", "gd", "dp", "io", "pf"})
 """VmFlags of smaps: locked, huge, shadow stack, grows down, droppable, device memory."""
 
@@ -39,7 +42,7 @@ def carryable_copies(pid: int, vmas: Sequence[Vma] | None = None) -> list[Range]
     """The same, of private mappings of files that may be written: where what was written may be hidden."""
     if proc.status_field(pid, "HugetlbPages") not in ("", "0 kB"):
         return []  # a file of hugetlbfs has any name
-    return merged((vma.start, vma.end) for vma in vmas or mappings(pid) if vma.copied)
+    return merged((vma.start, vma.end) for vma in vmas or mappings(pid) if is_copied(vma))
 
 
 def is_candidate(vma: Vma) -> bool:
@@ -47,8 +50,13 @@ def is_candidate(vma: Vma) -> bool:
     return vma.anonymous and vma.name != "[stack]"
 
 
+def is_copied(vma: Vma) -> bool:
+    """Whether what is written there is worth carrying."""
+    return vma.copied and vma.end - vma.start >= LEAST_COPIED
+
+
 def is_candidate_or_copied(vma: Vma) -> bool:
-    return is_candidate(vma) or vma.copied
+    return is_candidate(vma) or is_copied(vma)
 
 
 def _has_special(pid: int) -> bool:

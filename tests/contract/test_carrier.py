@@ -22,7 +22,7 @@ from runtime.tracking import choose, pagemap, population, wp_async
 from runtime.tracking.pagemap import PAGE
 from runtime.tracking.ranges import without
 from runtime.tracking.vmas import mappings
-from runtime.veil.carry import is_candidate
+from runtime.veil.carry import LEAST_COPIED, is_candidate, is_copied
 from tests import needs
 from tests.contract.tracking_programs import Churn
 
@@ -97,7 +97,7 @@ class Carried:
     def _differing_copies(self, memory: BinaryIO) -> list[int]:
         """Of files that are mapped privately: exactly what was written, and nothing of the file's."""
         held = self._store[COPIES_FROM + self._pid]
-        files = [(vma.start, vma.end) for vma in mappings(self._pid) if vma.copied]
+        files = [(vma.start, vma.end) for vma in mappings(self._pid) if is_copied(vma)]
         with population.opened(self._pid) as pagemap:
             wanted = population.copies(pagemap, files)
         found = [start for start, _ in without(wanted, list(held.runs()))]
@@ -196,7 +196,8 @@ def test_memory_that_changes_in_every_way_at_random_is_followed(
 def test_what_is_written_to_a_private_mapping_of_a_file_is_carried_and_nothing_else_of_it(
     carried: Carried, program: Churn
 ) -> None:
-    at = program.map("file", 4 * PAGE)
+    size = LEAST_COPIED + 16 * PAGE
+    at = program.map("file", size)
     program.do("touch", at + PAGE)
     carried.round()
     assert carried.differences() == []
@@ -206,7 +207,7 @@ def test_what_is_written_to_a_private_mapping_of_a_file_is_carried_and_nothing_e
     carried.round()
     carried.round()
     assert carried.differences() == []
-    at = program.do("move", at, 4 * PAGE, 4 * PAGE)
+    at = program.do("move", at, size, size)
     program.do("touch", at + PAGE)
     carried.round()
     assert carried.differences() == []

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from runtime import proc
 from runtime.errors import NotFound
 from runtime.syscalls import MACHINE
 from runtime.tracking import pagemap, wp_async
@@ -388,7 +390,10 @@ def test_of_a_file_s_private_mapping_what_was_written_is_found_and_what_is_given
         program.do("touch", at + PAGE)
         copy.follow()
         assert copy.differences() == []
-    child = Copy(everything, program.do("fork", at, 2 * PAGE))
+    pid = program.do("fork", at, 2 * PAGE)
+    while proc.state(pid) != "S":  # it has written when it waits
+        time.sleep(0)
+    child = Copy(everything, pid)
     child.follow()
     copy.follow()
     assert child.differences() == copy.differences() == []
