@@ -169,6 +169,10 @@ def test_whatever_ends_it_at_whatever_point_the_container_runs_on(
 
 
 def test_a_dump_that_must_converge_rather_gives_up_than_pauses_for_long(box: Box) -> None:
+    # Larger than for the others: a round has to take so long that more than a MiB is written meanwhile.
+    box("rm", "-f", "web")
+    box.up("web", args=("crowd", str(PROCESSES), str(THREADS), str(6 * PAGES)))
+    until(lambda: "ready" in box("logs", "web"))
     few = ("--max-rounds", "1", "--max-downtime", "1")
     said = box.fails(13, "dump", "web", "--leave-running", *few, "--abort-if-not-converging")
     assert "1 rounds were not enough" in said and "without --abort-if-not-converging" in said
