@@ -1,7 +1,7 @@
 """Running the project's own tests in a guest.
 
-Two ways: `run_tests` waits in one SSH session; `Detached` is for hours: pytest runs without a session, so a guest that
-was paused, or an SSH connection that was lost, costs nothing, and its output comes here as it's written.
+pytest runs there without a session: a guest that was paused, or an SSH connection that was lost, costs nothing, and its
+output comes here as it's written.
 """
 
 from __future__ import annotations
@@ -9,32 +9,37 @@ from __future__ import annotations
 import contextlib
 import shlex
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
 from tests.vm.guest import Guest
 from tests.vm.installed import HOME
 
+_PLUGIN = Path(__file__).with_name("told_at_once.py")
 LOG = "/root/ckpt-test.log"
 _STATUS = "/root/ckpt-test.status"
+_SILENCE = 3600
+"""Seconds without a word after which a guest is given up: no test's own limit is as long."""
 SLOWNESS = 10
 """A guest is about that many times slower than this machine, for which tests' own limits are meant."""
 
 
 def _command(words: tuple[str, ...]) -> str:
     # /tmp is in memory on Debian 13; some tests look at what a disk does.
-    options = f"-p no:cacheprovider --timeout={120 * SLOWNESS} --basetemp=/var/tmp/pytest"
+    options = f"-p no:cacheprovider --timeout={120 * SLOWNESS} --basetemp=/var/tmp/pytest -p {_PLUGIN.stem}"
     start = f"CKPT_TEST_SLOWNESS={SLOWNESS} .venv/bin/python -m pytest {options}"
     return f"cd {HOME} && {start} {shlex.join(words)}"
 
 
-def run_tests(guest: Guest, *words: str, seconds: float = 1200) -> str:
+def run_tests(guest: Guest, *words: str) -> str:
     """pytest's last line; the whole output stays in the guest in LOG. Raises AssertionError with its end."""
-    done = guest.run(f"{_command(words)} >{LOG} 2>&1; echo $?", timeout=seconds)
-    said = guest.text("tail", "-n", "60", LOG)
+    with tempfile.NamedTemporaryFile(prefix="ckpt-vm-", dir="/var/tmp") as file:
+        status = Detached(guest, words, Path(file.name)).wait()
+        said = Path(file.name).read_text(errors="replace").splitlines()
     # 5: nothing collected, which would prove nothing.
-    assert done.stdout.strip() == "0", said
-    return said.splitlines()[-1]
+    assert status == 0, "\n".join(said[-60:])
+    return said[-1]
 
 
 class Detached:
@@ -44,11 +49,12 @@ class Detached:
         self._guest = guest
         self._target = target
         target.write_bytes(b"")
+        guest.put(f"{HOME}/{_PLUGIN.name}", _PLUGIN.read_text())
         line = f"rm -f {_STATUS}; : >{LOG}; ({_command(words)}) >{LOG} 2>&1; echo $? >{_STATUS}"
         guest.run(f"setsid sh -c {shlex.quote(line)} </dev/null >/dev/null 2>&1 &")
 
-    def wait(self, patience: float) -> int | None:
-        """pytest's exit status; None if nothing was heard of it for PATIENCE seconds, or the guest went off."""
+    def wait(self) -> int | None:
+        """pytest's exit status; None if nothing was heard of it for a long time, or the guest went off."""
         heard = time.monotonic()
         while True:
             status = self._status()
@@ -56,7 +62,7 @@ class Detached:
                 heard = time.monotonic()
             if status is not None:
                 return status
-            if time.monotonic() > heard + patience or self._guest.pid() is None:
+            if time.monotonic() > heard + _SILENCE or self._guest.pid() is None:
                 return None
             time.sleep(5)
 

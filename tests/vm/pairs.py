@@ -3,6 +3,7 @@
     python -m tests.vm.pairs trixie bookworm              two guests
     python -m tests.vm.pairs trixie:Nehalem near          a guest with another processor, and this machine
     python -m tests.vm.pairs --modes cold trixie trixie
+    python -m tests.vm.pairs --uncovered /proc/kcore,/proc/sysrq-trigger trixie:Nehalem near
     python -m tests.vm.pairs --set-up bookworm trixie     ckpt comes by `ckpt host setup` from this machine
 
 Each time a container with a connected client is to move. What is allowed is two things: it moved, and the connection,
@@ -20,6 +21,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from pathlib import Path
 
 from tests.vm import leftovers
 from tests.vm.cargo import cargo, wheels_for
@@ -52,11 +54,35 @@ def describe(host: Host) -> str:
     return f"{kernel}, {version}, {tree}, {cpu}"
 
 
-def attempt(segment: Segment, source: Host, destination: Host, mode: str) -> str:
-    """Try it; returns what happened. Raises Wrong."""
+# A container whose spec has no mounts over some paths of the kernel's.
+_UNCOVERED = """
+import json, pathlib, sys
+spec = json.load(sys.stdin)
+for key in ("maskedPaths", "readonlyPaths"):
+    spec["linux"][key] = [path for path in spec["linux"][key] if path not in sys.argv[2:]]
+pathlib.Path(sys.argv[1]).mkdir(exist_ok=True)
+pathlib.Path(sys.argv[1], "config.json").write_text(json.dumps(spec))
+"""
+
+
+def start(source: Host, uncovered: list[str]) -> None:
+    """A ticker, whose container has no mounts over the paths UNCOVERED."""
     rootfs = ROOTFS if isinstance(source, Guest) else source.rootfs
     flags = f"--network l2=br0,ip={ADDRESS}/24 {rootfs} -- /bin/ticker -m 16 -p 7000"
+    if uncovered:
+        bundle = f"{Path(rootfs).parent}/bundle"
+        source.run(
+            "sh", "-ec", f'ckpt spec {flags} | python3 -c "$0" "$@"', _UNCOVERED, bundle, *uncovered
+        )
+        flags = bundle
     source.run(f"ckpt run -d --name mover {flags}")
+
+
+def attempt(
+    segment: Segment, source: Host, destination: Host, mode: str, uncovered: list[str]
+) -> str:
+    """Try it; returns what happened. Raises Wrong."""
+    start(source, uncovered)
     while "ready" not in source.text("ckpt", "logs", "mover"):
         time.sleep(0.2)
     client = Client(segment, ADDRESS, 7000)
@@ -162,12 +188,14 @@ def main(words: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="tests.vm.pairs")
     parser.add_argument("--modes", default="cold,warm")
     parser.add_argument("--set-up", action="store_true")
+    parser.add_argument("--uncovered", default="", metavar="PATH,...")
     parser.add_argument("hosts", nargs=2, metavar="SUITE[:CPU]|near")
     given = parser.parse_args(words)
     if reason := why_not():
         print(f"pairs: {reason}", file=sys.stderr)
         return 1
     failed = 0
+    uncovered = [path for path in given.uncovered.split(",") if path]
     leftovers.end_on_sigterm()
     leftovers.sweep()
     try:
@@ -177,7 +205,7 @@ def main(words: list[str]) -> int:
             for source, destination in ((first, second), (second, first)):
                 for mode in given.modes.split(","):
                     try:
-                        what = attempt(world.segment, source, destination, mode)
+                        what = attempt(world.segment, source, destination, mode, uncovered)
                     except Wrong as error:
                         what, failed = f"WRONG: {error}", 1
                         for host in world.hosts:

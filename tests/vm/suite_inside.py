@@ -7,7 +7,7 @@ import pytest
 from tests.vm.guest import Guest
 from tests.vm.inside import run_tests
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(7200)
 
 FILES = [
     "tests/contract/test_cgroups_contract.py",

@@ -9,7 +9,7 @@ from tests.vm.inside import run_tests
 from tests.vm.pair import IDLE, ROOTFS, Pair, cgroup, states
 from tests.vm.settings import SUBNET
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3600)
 
 INIT = "systemd"
 

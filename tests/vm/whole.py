@@ -38,8 +38,6 @@ LOGS = Path(os.environ.get("CKPT_VM_LOGS", "/var/tmp/ckpt-vm/logs")) / "whole"
 INITS = ("tiny", "systemd")
 MEMORY_MB = 3072
 """Tests hold gigabytes in places, and Debian 13's /tmp is half of this."""
-_SILENCE = 3600
-"""Seconds without a word of pytest's after which a guest is given up: no test's own limit is as long."""
 
 # What depends on the host comes first, what takes hours last.
 _FIRST = """
@@ -99,13 +97,13 @@ class Worker(threading.Thread):
         self._guest.start()
         if self._gently and (pid := self._guest.pid()):
             # QEMU is in a session of its own, and sessions share processors by this number, nice(1) or not: sched(7).
-            Path(f"/proc/{pid}/autogroup").write_text("19")
+            Path(f"/proc/{pid}/autogroup").write_text("5")
         self._guest.wait(3600)
 
     def _one(self, file: str) -> None:
         began = time.monotonic()
         target = self._logs / f"{Path(file).stem}.log"
-        status = Detached(self._guest, (file,), target).wait(_SILENCE)
+        status = Detached(self._guest, (file,), target).wait()
         text = target.read_text(errors="replace")
         last = (text.splitlines() or ["nothing said"])[-1].strip("= ")
         self._say(f"{file}: {last} [{time.monotonic() - began:.0f} s]")
@@ -149,6 +147,7 @@ def guests(inits: list[str]) -> Iterator[list[Guest]]:
                     cargo=disk.cargo,
                 )  # fmt: skip
             )
+        segment.up()  # here, once: they start at the same moment
         yield made
     finally:
         for guest in made:
