@@ -29,7 +29,7 @@ from tests.vm import leftovers
 from tests.vm.guest import Guest, GuestError
 from tests.vm.image import CannotBuild
 from tests.vm.inside import Detached
-from tests.vm.installed import installed
+from tests.vm.installed import ready
 from tests.vm.run import why_not
 from tests.vm.segment import Segment
 from tests.vm.settings import DEFAULT_SUITE, REPO
@@ -134,7 +134,7 @@ def guests(inits: list[str]) -> Iterator[list[Guest]]:
     made: list[Guest] = []
     try:
         for letter, init in zip("ab", inits, strict=False):
-            disk = installed(suites[init], name)
+            disk = ready(suites[init], name)
             made.append(
                 Guest(
                     letter,
