@@ -36,8 +36,8 @@ test: setup lint ## lint, then every test (needs root), JOBS=N at a time
 test-unit: setup ## the tests that need no root
 	@$(PYTEST) tests/unit $(ARGS)
 
-test-kills: setup ## tracking's injectors are killed KILLS times (4000) while their targets check themselves
-	@CKPT_KILLS=$(or $(KILLS),4000) $(PYTEST) tests/e2e/test_tracking_injection.py -k killed -rP $(ARGS)
+test-kills: setup ## tracking's injectors are killed KILLS times (4000), CRIUs KILLS/24, while their targets check themselves
+	@CKPT_KILLS=$(or $(KILLS),4000) $(PYTEST) tests/e2e/test_tracking_injection.py tests/e2e/test_guard.py -k killed -rP $(ARGS)
 
 setup-vm: setup
 	@scripts/setup vm || echo "setup-vm: what is missing is told below"

@@ -6,6 +6,7 @@ Programs are static: quick to start, and the same in every root file system.
 from __future__ import annotations
 
 import hashlib
+import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,6 @@ from pathlib import Path
 from runtime.files import publish
 from runtime.programs import run
 
-HEADER = Path(__file__).with_suffix(".h")
 _FLAGS = [
     "-Os",
     "-nostdlib",
@@ -42,8 +42,16 @@ def library(source: Path, cache: Path) -> Path:
     return _compiled(source, [*_FLAGS, *_LIBRARY], cache)
 
 
+def _text(source: Path) -> bytes:
+    """SOURCE and what it includes of ours."""
+    text = source.read_bytes()
+    for name in re.findall(rb'^#include "(.+)"', text, re.MULTILINE):
+        text += _text(source.parent / name.decode())
+    return text
+
+
 def _compiled(source: Path, flags: Sequence[str], cache: Path) -> Path:
-    text = source.read_bytes() + HEADER.read_bytes()
+    text = _text(source)
     key = hashlib.sha256(text + "\0".join(flags).encode()).hexdigest()[:16]
     path = cache / f"{source.stem}-{key}"
     if path.exists():

@@ -39,6 +39,7 @@ from images.lazy_entries import task_of
 from images.manifest import Manifest, Rootfs
 from images.parts import CRIU, FILES
 from runtime import launch, proc
+from runtime.cgroups.monitors import monitors
 from runtime.container.record import Container
 from runtime.control import Control
 from runtime.criu import affinity, aftermath, links, queues
@@ -160,6 +161,7 @@ class Departure:
             target=f"container {self.container.record.name}",
             programs=self.host.paths.programs,
             still=lambda: heal.stilled(self.host, self.container),
+            aside=monitors(self.host.layout),
         )
 
     @property

@@ -2,7 +2,7 @@
 
     killed before COMMIT   CRIU's hook fails, or its stream of images: CRIU undoes what it did and lets the tasks go.
                            For an instant they may still be held and cut off (see `hold`): that is undone here
-    CRIU killed as well    the kernel lets the tasks go; sockets in repair mode and the network lock stay
+    CRIU killed as well    its guardian lets the tasks go; sockets in repair mode and the network lock stay
     killed after COMMIT    the freezer holds the tasks, whatever CRIU does: they never run again
 
 The container's monitor sees its connection end and starts `ckpt internal abandoned`, so that this needs nobody's

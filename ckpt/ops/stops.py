@@ -11,6 +11,8 @@ come; `begun` when the destination has a place for the container; `heal` when a 
 leaves its container running: `round` after each round over the memory, `dump`, `complete` when it runs again, `publish`
 when everything is written.
 
+Of CRIU: CKPT_TEST_DIE_AT_PTRACE, see runtime/guard/client.c.
+
 Without the variable nothing of this exists: `reached` returns at once and `around` returns its function as it is.
 """
 

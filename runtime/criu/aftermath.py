@@ -1,9 +1,9 @@
 """What a CRIU that was killed leaves behind in a container that runs on.
 
-A dump that fails in good order cleans up after itself. One that is killed (the out-of-memory killer, our own watchdog
-against a stalled stream) cannot: the tasks run again, since tracing ends with the tracer and the parasite takes itself
-out, but their network stays locked by CRIU's nftables table, and connections it had looked at stay in TCP_REPAIR,
-where they neither send nor receive. Both are undone here. Safe to call when there is nothing to undo.
+A dump that fails in good order cleans up after itself. One that is killed (our own watchdog against a stalled stream)
+cannot: the tasks run again, as the guardian found them (see runtime/guard), but their network stays locked by CRIU's
+nftables table, and connections it had looked at stay in TCP_REPAIR, where they neither send nor receive. Both are
+undone here. Safe to call when there is nothing to undo.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@
 
 The image files go their own way: the caller runs the streaming protocol's other end on the directory meanwhile.
 Whatever happens to us, CRIU ends with the tasks running again: its hooks fail when we are gone (see hook.c), and so
-does the stream of images. (A death signal would not do: it comes when the thread that forked ends.)
+does the stream of images. (A death signal would not do: it comes when the thread that forked ends.) Whatever happens
+to CRIU, they run again as well: it has a guardian (see runtime/guard).
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from runtime.criu.binary import Criu, netfilter
 from runtime.criu.hooks import Asked, Hooks
 from runtime.criu.page_server import PageServer
 from runtime.errors import TimedOut
+from runtime.guard.guard import Guard
+from runtime.guard.shelter import shelter
 from runtime.veil.veil import Veil
 
 HOOKS = ("pre-dump", "post-dump")
@@ -65,11 +68,14 @@ class Dumper:
         programs: Path,
         timeout: int = 20,
         still: Still = contextlib.nullcontext,
+        aside: str = "",
     ) -> None:
-        """PROGRAMS: where what we compile lies."""
+        """PROGRAMS: where what we compile lies. ASIDE: the cgroup that CRIU runs in, as for shelter()."""
         self._target = target
         self._lazy: Lazy | None = None
-        self._libraries = [netfilter(programs)]
+        self._aside = aside
+        self._guard = Guard(programs)
+        self._libraries = [netfilter(programs), *self._guard.libraries]
         self.log = work / "dump.log"
         self._timeout = timeout
         self._still = still
@@ -102,6 +108,7 @@ class Dumper:
     def close(self) -> None:
         if self._process is not None and self._process.poll() is None:
             self._kill()
+        self._guard.close()
         self._hooks.close()
         os.close(self.directory)
 
@@ -127,10 +134,13 @@ class Dumper:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            env={**os.environ, **self._hooks.environment},
-            pass_fds=fds,
+            env={**os.environ, **self._hooks.environment, **self._guard.environment},
+            pass_fds=[*fds, *self._guard.pass_fds],
             start_new_session=True,
         )
+        self._guard.started(self._process.pid)
+        for pid in filter(None, (self._process.pid, self._guard.pid)):
+            shelter(pid, self._aside)
         if self._lazy is not None:
             self._lazy.veil.started()
         if server is not None:
