@@ -50,6 +50,7 @@ class Task:
         self.starved = False
         """All that is missing is still to come."""
         self._skipped = 0
+        """Bytes still to come that the filling has passed over since something was placed."""
         self._moved = False
         self._shared = False
         self._cursor = 0
@@ -174,7 +175,6 @@ class Task:
         start, end, shift = found
         here = self._here(start, min(end, start + CHUNK), shift)
         if here > start:
-            self._skipped = 0
             return self._place(start, here, shift, CHUNK)
         assert self.pages is not None and self.pages.owed is not None
         self._cursor = self.pages.owed.first_here(start + shift, end + shift) - shift
@@ -222,7 +222,8 @@ class Task:
 
     def _settle(self, start: int, end: int, source: int) -> None:
         self.pending.remove(start, end)
-        self._cursor = end
+        # From elsewhere now, if it was a fault or an arrival: it takes a whole round again to see that all is to come.
+        self._cursor, self._skipped = end, 0
         if self.pages is not None and not self._shared:
             # Its memory goes to the very pages that are placed next: there is never twice as much in use.
             self.pages.forget(source, source + end - start)
