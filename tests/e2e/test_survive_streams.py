@@ -171,7 +171,7 @@ def test_a_chatty_containers_log_has_every_line_once(
             host = journey(lab, name)
         touch(host, name, "/tmp/stop")
         host.ckpt("wait", name)
-        done = host.run(["ckpt", "logs", name], timeout=patient(60))
+        done = host.run(["ckpt", "logs", name], timeout=60)
         lines = done.stdout.split()
         assert lines.pop() == "end"
         assert [int(line) for line in lines] == list(range(len(lines)))

@@ -30,6 +30,7 @@ from tests import runtag, sweep
 from tests.lab import processes, topology
 from tests.lab.login import Login
 from tests.lab.topology import LabError
+from tests.patience import patient
 
 __all__ = ["Host", "Lab", "LabError", "labs"]
 
@@ -86,6 +87,8 @@ class Host:
     ) -> subprocess.CompletedProcess[Any]:
         """Run ARGV here to its end, output captured as text unless OPTIONS say otherwise.
 
+        TIMEOUT is in seconds of a developer's machine (tests/patience.py).
+
         Raises CalledProcessError with the error output as a note (if CHECK), TimeoutExpired.
         """
         options = {"capture_output": True, "text": True, "stdin": subprocess.DEVNULL, **options}
@@ -94,7 +97,10 @@ class Host:
         if "stdout" in options or "stderr" in options:
             del options["capture_output"]
         done = subprocess.run(
-            self.argv(argv), env=self._whole_environment(env), timeout=timeout, **options
+            self.argv(argv),
+            env=self._whole_environment(env),
+            timeout=patient(timeout),
+            **options,
         )
         if check and done.returncode:
             error = subprocess.CalledProcessError(

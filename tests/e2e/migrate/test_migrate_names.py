@@ -12,7 +12,6 @@ import pytest
 
 from tests import needs
 from tests.e2e.migrate.world import World
-from tests.patience import patient
 
 pytestmark = [needs.root, needs.criu, needs.netns, needs.tool("ssh-keygen")]
 
@@ -28,7 +27,7 @@ class Stranger:
         self.target = f"root@{world.b.address}"
 
     def ckpt(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return self.world.a.run(["ckpt", *words], check=False, env=self.env, timeout=patient(110))
+        return self.world.a.run(["ckpt", *words], check=False, env=self.env, timeout=110)
 
     def json(self, *words: str) -> Any:
         done = self.ckpt(*words, "--json")
